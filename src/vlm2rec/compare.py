@@ -1,0 +1,239 @@
+"""Several runs side by side: mean ± sd over seeds, and paired tests between methods.
+
+Runs whose configurations differ in nothing but the seed are one method. A test first averages each user's N@20
+over the seeds of a method, then compares two methods over the users (paired t), and Holm's correction covers all
+comparisons made. The users are what the test generalises over; how much the seeds matter shows in the sd and in
+the differences of the single seeds, which are kept apart.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm2rec.comparison import SETS, VIEWS, Comparison, Method, PairedTest, Vector
+from vlm2rec.errors import InputError
+from vlm2rec.metrics import ndcg
+from vlm2rec.runs import Run
+
+COUNTING = ("random", "poprec", "itemknn")
+_FIRST = (*COUNTING, "vanilla")  # reading order of a table: sanity rows, then what learns more and more
+_LAST = ("sft", "vlm2rec")
+_WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are still seeds of one method
+    {"seed", "preset", "training.micro_batch", "training.gradient_checkpointing", "training.checkpoint_every"}
+    | {"evaluation.batch_tokens", "backbone.cache_vision"}
+)
+
+
+def compare(runs: Sequence[Path]) -> Comparison:
+    """Group finished runs into methods, average over seeds and test every pair of methods.
+
+    Neither pairs of two counting methods nor the random scorer are tested: nobody asks, and each further comparison
+    costs the others under Holm. Tests read `first - second`, the second being higher up in the table.
+
+    Args:
+        runs: run directories that hold `results.json` and `users.parquet`.
+
+    Raises:
+        InputError: no run given, one is unfinished or unreadable, two are the same method and seed, or they differ
+            in data, candidates or users, so that their figures must not stand in one table.
+    """
+    if not runs:
+        raise InputError("nothing to compare; give one run directory or more")
+    opened = [Run.open(path) for path in runs]
+    tables = [_read_users(run.path) for run in opened]
+    for run, users in zip(opened[1:], tables[1:], strict=True):
+        _check_alike(opened[0], tables[0], run, users)
+    methods = _group(opened, [{name: values for name, (_, _, values) in table.items()} for table in tables])
+    pairs = [
+        (second, first)
+        for first, second in reversed(list(combinations(methods, 2)))
+        if first.kind != "random" and not (first.kind in COUNTING and second.kind in COUNTING)
+    ]
+    tests = [test for first, second in pairs for test in _test_pair(first, second)]
+    corrected = holm([test.p for test in tests])
+    return Comparison(
+        methods=tuple(methods),
+        tests=tuple(replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)),
+        seed_tests=tuple(test for first, second in pairs for test in _test_seeds(first, second)),
+        differences=_differences(methods),
+        evaluated_users=len(tables[0]["sampled.f2f"][0]),
+        chance={
+            measure.removesuffix(".f2f"): float(ndcg(np.zeros(len(listed), dtype=int), listed, 20).mean())
+            for measure, (_, listed, _) in tables[0].items()
+            if measure.endswith(".f2f")
+        },
+    )
+
+
+def paired_test(first: Vector, second: Vector) -> tuple[float, float, float, float, float]:
+    """Two-sided paired t-test of (U,) against (U,): difference, its 95% interval (low, high), t, p.
+
+    Equal differences everywhere leave no variance: p is 1 if they are zero, else 0. One user alone gives p = 1.
+    """
+    from scipy.special import stdtr, stdtrit  # not scipy.stats, which takes a second to import
+
+    gaps = first - second
+    mean, freedom = float(gaps.mean()), len(gaps) - 1
+    if freedom < 1:
+        return mean, -math.inf, math.inf, 0.0, 1.0
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    if error <= 1e-12 * abs(mean) or error == 0:
+        return mean, mean, mean, math.copysign(math.inf, mean) if mean else 0.0, 0.0 if mean else 1.0
+    t, reach = mean / error, float(stdtrit(freedom, 0.975)) * error
+    return mean, mean - reach, mean + reach, t, float(2 * stdtr(freedom, -abs(t)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: adjusted p-values, in the order given."""
+    adjusted, worst = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = worst
+    return adjusted
+
+
+_Ranks = dict[str, tuple[list[str], list[int], Vector]]
+
+
+def _read_users(run: Path) -> _Ranks:
+    """Measure -> (user ids, candidates, N@20), users in one fixed order."""
+    import polars as pl
+
+    path = run / "users.parquet"
+    if not path.exists():
+        raise InputError(f"{run}: not evaluated (users.parquet is missing); finish it with `vlm2rec run`")
+    columns = ("user_id", "task", "view", "candidates", "above", "ties")
+    try:
+        frame = pl.read_parquet(path, columns=list(columns)).sort("user_id")
+    except (OSError, pl.exceptions.PolarsError):
+        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; evaluate the run again") from None
+    found: _Ranks = {}
+    for (task, view), rows in frame.group_by("task", "view", maintain_order=True):
+        query = "f2f" if task == "retrieval" else str(task).removeprefix("dropout:")
+        if query in VIEWS and view in SETS:
+            values = ndcg(rows["above"].to_numpy(), rows["ties"].to_numpy(), 20)
+            found[f"{view}.{query}"] = (rows["user_id"].to_list(), rows["candidates"].to_list(), values)
+    if "sampled.f2f" not in found:
+        raise InputError(f"{path}: no user was ranked against the sampled candidates; evaluate the run again")
+    return found
+
+
+def _check_alike(reference: Run, expected: _Ranks, run: Run, users: _Ranks) -> None:
+    """Raise InputError unless two runs were judged on the same data, candidates and users."""
+    here, there = (str(each.manifest.get("data", {}).get("fingerprint")) for each in (run, reference))
+    if here != there:
+        raise InputError(f"{run.path}: made from other data than {reference.path} ({here[:12]} against {there[:12]})")
+    seed, other = run.config.evaluation.candidate_seed, reference.config.evaluation.candidate_seed
+    if seed != other:
+        raise InputError(f"{run.path}: evaluation.candidate_seed is {seed}, but {other} in {reference.path}")
+    for measure in users.keys() & expected.keys():
+        if users[measure][0] != expected[measure][0]:
+            raise InputError(f"{run.path}: evaluated on other users than {reference.path}; set evaluation.users alike")
+        if users[measure][1] != expected[measure][1]:
+            raise InputError(f"{run.path}: ranked against other candidates than {reference.path}; evaluate both again")
+
+
+def _group(runs: Sequence[Run], users: Sequence[Mapping[str, Vector]]) -> list[Method]:
+    """Runs that differ in the seed alone become one Method; in reading order."""
+    keys = [_relevant(run) for run in runs]
+    distinct = [key for index, key in enumerate(keys) if key not in keys[:index]]
+    methods = []
+    for key in sorted(distinct, key=lambda key: _position(key["method.kind"])):
+        members = sorted((i for i in range(len(runs)) if keys[i] == key), key=lambda i: runs[i].config.seed)
+        for left, right in pairwise(members):
+            if runs[left].config.seed == runs[right].config.seed:
+                same = f"same method and seed as {runs[left].path}"
+                raise InputError(f"{runs[right].path}: {same}; leave one of the two out")
+        figures = [
+            _numbers(runs[i].results()) | {name: float(own.mean()) for name, own in users[i].items()} for i in members
+        ]
+        methods.append(
+            Method(
+                label=_label(key, distinct),
+                kind=key["method.kind"],
+                seeds=tuple(runs[i].config.seed for i in members),
+                runs=tuple(runs[i] for i in members),
+                values={name: tuple(each[name] for each in figures) for name in _shared(figures)},
+                users={name: tuple(users[i][name] for i in members) for name in _shared([users[i] for i in members])},
+            )
+        )
+    return methods
+
+
+def _shared(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys that all of them have, in the order of the first."""
+    return [key for key in mappings[0] if all(key in other for other in mappings)]
+
+
+def _relevant(run: Run) -> dict[str, str]:
+    """The flattened configuration without what cannot change a figure."""
+    flat = _flatten(run.config.model_dump(mode="json"))
+    # The fingerprint says which data it was; where the folder lay does not matter.
+    return {key: str(value) for key, value in flat.items() if key not in _WITHOUT_EFFECT and key != "data.path"}
+
+
+def _position(kind: str) -> int:
+    order = (*_FIRST, "", *_LAST)
+    return order.index(kind if kind in order else "")
+
+
+def _label(key: Mapping[str, str], distinct: Sequence[Mapping[str, str]]) -> str:
+    """The method's kind, and the settings that tell it from others of its kind."""
+    rivals = [other for other in distinct if other["method.kind"] == key["method.kind"]]
+    telling = [name for name in key if any(other.get(name) != key[name] for other in rivals)]
+    return key["method.kind"] + (f" ({', '.join(f'{name}={key[name]}' for name in telling)})" if telling else "")
+
+
+def _differences(methods: Sequence[Method]) -> dict[str, dict[str, str]]:
+    """Settings in which methods that read the configuration differ, if their labels do not say so already."""
+    keys = {method.label: _relevant(method.runs[0]) for method in methods if method.kind not in COUNTING}
+    names = dict.fromkeys(name for key in keys.values() for name in key if name != "method.kind")
+    return {
+        name: {label: key.get(name, "None") for label, key in keys.items()}
+        for name in names
+        if len({key.get(name) for key in keys.values()}) > 1 and not all(f"{name}=" in label for label in keys)
+    }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> {"a.b": leaf}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    """The numeric leaves of results.json."""
+    return {
+        key: float(value)
+        for key, value in _flatten(results).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _test_pair(first: Method, second: Method) -> Iterable[PairedTest]:
+    for measure in first.users:
+        if measure in second.users:
+            a, b = (np.mean(method.users[measure], axis=0) for method in (first, second))
+            yield PairedTest(measure, first.label, second.label, len(a), *paired_test(a, b))
+
+
+def _test_seeds(first: Method, second: Method) -> Iterable[PairedTest]:
+    """Equal seeds stand against each other; a method with one run stands against every seed of the other."""
+    for seed in dict.fromkeys((*first.seeds, *second.seeds)):
+        at = [
+            method.seeds.index(seed) if seed in method.seeds else 0 if len(method.seeds) == 1 else None
+            for method in (first, second)
+        ]
+        if at[0] is None or at[1] is None:
+            continue
+        for measure in first.users:
+            if measure in second.users:
+                a, b = first.users[measure][at[0]], second.users[measure][at[1]]
+                yield PairedTest(measure, first.label, second.label, len(a), *paired_test(a, b), seed=seed)

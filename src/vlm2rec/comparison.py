@@ -1,0 +1,253 @@
+"""What a comparison of runs holds, and how it reads: methods, paired tests, tables as text, Markdown and CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm2rec.errors import InputError
+from vlm2rec.metrics import METRICS
+from vlm2rec.runs import Run, write_text
+
+SETS = ("sampled", "matched", "full", "full_unseen")
+"""Candidate sets, the paper's first."""
+
+VIEWS = ("f2f", "t2f", "v2f")
+"""What the query keeps in modality dropout: both, the text, the picture."""
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Method:
+    """All runs of one configuration, by seed."""
+
+    label: str
+    kind: str
+    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]
+    values: Mapping[str, tuple[float, ...]]
+    """Figure ("retrieval.full.N@20", "dropout.v2f", "geometry.text.S", …) -> its value for each seed."""
+    users: Mapping[str, tuple[Vector, ...]]
+    """Measure ("sampled.f2f", "matched.v2f", …) -> N@20 of each user, for each seed. Means are in `values`."""
+
+    def mean(self, name: str) -> float | None:
+        """Mean over seeds; None where the method has no such figure."""
+        return float(np.mean(self.values[name])) if name in self.values else None
+
+    def sd(self, name: str) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        values = self.values.get(name, ())
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """One paired comparison: `first` minus `second`, over users."""
+
+    measure: str
+    first: str
+    second: str
+    users: int
+    difference: float
+    low: float
+    high: float
+    t: float
+    p: float
+    p_holm: float | None = None
+    """Corrected over all comparisons; None for a single seed's, which are shown but not tested again."""
+    seed: int | None = None
+    """None: each user's mean over all seeds."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of ready strings."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def render(self, style: Literal["text", "markdown"]) -> str:
+        """Aligned text for a terminal, or a Markdown table."""
+        cells = (self.header, *self.rows)
+        widths = [max(len(row[column]) for row in cells) for column in range(len(self.header))]
+        padded = [
+            [
+                cell.ljust(width) if not column else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            for row in cells
+        ]
+        if style == "markdown":
+            rule = "|".join(["", " --- ", *[" ---: "] * (len(widths) - 1), ""])
+            lines = [f"| {' | '.join(row)} |" for row in padded]
+            return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:]])
+        lines = ["  ".join(row).rstrip() for row in padded]
+        return "\n".join([self.title, "", lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found."""
+
+    methods: tuple[Method, ...]
+    tests: tuple[PairedTest, ...]
+    """One for each pair of methods and measure, over the means of the seeds; Holm-corrected together."""
+    seed_tests: tuple[PairedTest, ...]
+    """The same for single seeds."""
+    differences: Mapping[str, Mapping[str, str]]
+    """Configuration key -> label -> value, for keys in which the methods differ."""
+    evaluated_users: int
+    chance: Mapping[str, float]
+    """Candidate set -> N@20 of a scorer that knows nothing: all candidates tied with the target."""
+
+    def table(self, style: Literal["text", "markdown"] = "text") -> str:
+        """All tables, and what the settings differ in, as one string for a terminal or a Markdown file.
+
+        A terminal is spared the metrics other than N@20; Markdown and CSV have them.
+        """
+        grids = [_retrieval(self.methods), _modalities(self.methods), _tests(self.tests), _seeds(self.seed_tests)]
+        if style == "markdown":
+            grids.append(_metrics(self.methods))
+        parts = [grid.render(style) for grid in grids if grid.rows]
+        for key, values in self.differences.items():
+            parts.append(f"{key}: " + ", ".join(f"{label} {value}" for label, value in values.items()))
+        return "\n\n".join(parts) + "\n"
+
+    def summary_csv(self) -> str:
+        """A line for each method and figure: mean, sd and the seeds' own values."""
+        rows = (
+            (method.label, name, len(values), method.mean(name), method.sd(name), " ".join(map(repr, values)))
+            for method in self.methods
+            for name, values in method.values.items()
+        )
+        return _csv(("method", "figure", "seeds", "mean", "sd", "values"), rows)
+
+    def tests_csv(self) -> str:
+        """A line for each paired test; `seed` is empty where users were averaged over seeds."""
+        rows = (astuple(test) for test in (*self.tests, *self.seed_tests))
+        return _csv([field.name for field in fields(PairedTest)], rows)
+
+    def text(self) -> str:
+        """`table()` for a terminal."""
+        return self.table("text")
+
+    def write(self, path: Path) -> Path:
+        """Write `path`: the tables (.md), or the figures (.csv) with the tests beside them (NAME-tests.csv).
+
+        Raises:
+            InputError: the name ends in neither.
+        """
+        if path.suffix == ".md":
+            write_text(path, self.table("markdown"))
+        elif path.suffix == ".csv":
+            write_text(path, self.summary_csv())
+            write_text(path.with_name(f"{path.stem}-tests.csv"), self.tests_csv())
+        else:
+            raise InputError(f"{path}: give a name that ends in .md or .csv")
+        return path
+
+
+def value(method: Method, name: str, digits: int = 4) -> str:
+    """`mean ± sd` of one figure, `mean` for one seed, `–` where the method has none."""
+    mean, sd = method.mean(name), method.sd(name)
+    if mean is None:
+        return "–"
+    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd is not None else "")
+
+
+def p_text(p: float) -> str:
+    """A p-value for reading."""
+    return "< .0001" if p < 1e-4 else f"{p:.4f}".removeprefix("0")
+
+
+def measure_text(measure: str) -> str:
+    """'matched.v2f' -> 'v2f, matched'."""
+    candidates, query = measure.split(".")
+    return f"{query}, {candidates}"
+
+
+def _seed_text(method: Method) -> str:
+    return str(len(method.seeds))
+
+
+def _retrieval(methods: Sequence[Method]) -> Grid:
+    rows = [
+        (method.label, _seed_text(method), *(value(method, f"retrieval.{name}.N@20") for name in SETS))
+        for method in methods
+    ]
+    return Grid("N@20 by candidate set", ("method", "seeds", *SETS), tuple(rows))
+
+
+def _modalities(methods: Sequence[Method]) -> Grid:
+    """Modality dropout on `sampled`, separability, and where a trained method started."""
+    rows = []
+    for method in methods:
+        for prefix, note in (("", ""), ("reference.", ", before training")):
+            names = [f"{prefix}dropout.{view}" for view in VIEWS]
+            if method.kind != "vanilla" or not prefix:
+                cells = [value(method, name) for name in names]
+                cells += [value(method, f"{prefix}geometry.{view}.S", 3) for view in ("text", "image")]
+                if prefix:  # seeds start alike: a spread of nothing tells nothing
+                    cells = [re.sub(r" ± 0\.0+$", "", cell) for cell in cells]
+                if set(cells) != {"–"}:
+                    rows.append((method.label + note, *cells))
+    return Grid(
+        "What each modality can do (N@20, sampled) and its separability", ("method", *VIEWS, "S_T", "S_V"), tuple(rows)
+    )
+
+
+def _metrics(methods: Sequence[Method]) -> Grid:
+    rows = [
+        (method.label, name, *(value(method, f"retrieval.{name}.{metric}") for metric in METRICS))
+        for name in SETS
+        for method in methods
+    ]
+    return Grid("All metrics", ("method", "candidates", *METRICS), tuple(rows))
+
+
+def _tests(tests: Sequence[PairedTest]) -> Grid:
+    rows = [
+        (
+            f"{test.first} − {test.second}",
+            measure_text(test.measure),
+            f"{test.difference:+.4f}",
+            f"{test.low:+.4f} … {test.high:+.4f}",
+            p_text(test.p),
+            "–" if test.p_holm is None else p_text(test.p_holm),
+        )
+        for test in tests
+    ]
+    users = f", {tests[0].users} users" if tests else ""
+    header = ("methods", "N@20 of", "difference", "95% interval", "p", "p (Holm)")
+    return Grid(f"Paired tests{users}, each user averaged over seeds", header, tuple(rows))
+
+
+def _seeds(tests: Sequence[PairedTest]) -> Grid:
+    """Differences by seed, one column a seed; left out where there is only one."""
+    seeds = sorted({test.seed for test in tests if test.seed is not None})
+    if len(seeds) < 2:
+        return Grid("", (), ())
+    found = {(test.first, test.second, test.measure, test.seed): test for test in tests}
+    rows = []
+    for first, second, measure in dict.fromkeys(key[:3] for key in found):
+        cells = [found.get((first, second, measure, seed)) for seed in seeds]
+        shown = ["–" if test is None else f"{test.difference:+.4f}{'*' if test.p < 0.05 else ''}" for test in cells]
+        rows.append((f"{first} − {second}", measure_text(measure), *shown))
+    header = ("methods", "N@20 of", *(f"seed {seed}" for seed in seeds))
+    return Grid("Differences of single seeds (* p < .05, uncorrected)", header, tuple(rows))
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()

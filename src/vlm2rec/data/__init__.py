@@ -1,0 +1,1 @@
+"""Data sets: preparing, reading, splitting, and the candidates everybody is ranked against. Imports no torch."""

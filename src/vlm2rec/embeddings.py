@@ -1,0 +1,145 @@
+"""Vectors with names: what encoding leaves behind and every task starts from. NumPy only.
+
+manifest.json   ids, shapes, and whatever the maker adds
+ids.json        one id a row
+VIEW.npy        (n, D) float32, one file a view (fused, text, image)
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm2rec.errors import InputError
+
+Vectors = NDArray[np.float32]
+FORMAT = 1
+
+
+class EmbeddingTable:
+    """Ids `(n,)` and, under each view's name, their vectors `(n, D)` float32. Raw vectors, not normalised.
+
+    Attributes:
+        ids: `(n,)` of text.
+        views: vectors by view; memory-mapped after `load`.
+        manifest: what the maker wanted to keep beside them (checkpoint, data fingerprint, …).
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str] | NDArray[np.str_],
+        views: Mapping[str, NDArray[Any]],
+        manifest: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Check the parts and hold them; vectors of another float type are converted.
+
+        Raises:
+            ValueError: no view, a view of the wrong shape or with an odd name, an id there twice.
+        """
+        self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)
+        self.views: dict[str, Vectors] = {}
+        self.manifest: dict[str, Any] = dict(manifest or {})
+        if not views:
+            raise ValueError("a table needs at least one view")
+        for name, vectors in views.items():
+            if re.fullmatch(r"\w+", name) is None:
+                raise ValueError(f"view {name!r}: a name is letters, digits and _, since it becomes a file name")
+            if vectors.ndim != 2 or len(vectors) != len(self.ids):
+                raise ValueError(f"view {name}: shape {vectors.shape} does not fit {len(self.ids)} ids")
+            self.views[name] = vectors if vectors.dtype == np.float32 else vectors.astype(np.float32)
+        self._rows = {str(name): row for row, name in enumerate(self.ids)}
+        if len(self._rows) != len(self.ids):
+            raise ValueError("an id is there twice")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, view: str) -> Vectors:
+        """The vectors `(n, D)` of one view. Raises KeyError naming the views there are."""
+        if view not in self.views:
+            raise KeyError(f"no view {view}; there are {', '.join(self.views)}")
+        return self.views[view]
+
+    def unit(self, view: str) -> Vectors:
+        """The vectors of one view at length 1, a copy; a zero vector stays zero."""
+        vectors = np.array(self[view])
+        # The squares of a long vector overflow in float32; its largest entry is divided out first.
+        vectors /= np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0), np.finfo(np.float32).tiny)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return vectors
+
+    def rows(self, ids: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
+        """Row numbers `(len(ids),)`. Raises InputError if an id is not in the table."""
+        missing = [name for name in ids if str(name) not in self._rows]
+        if missing:
+            raise InputError(
+                f"{len(missing):,} ids have no embedding, the first is {str(missing[0])!r}; encode them first"
+            )
+        return np.array([self._rows[str(name)] for name in ids], dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        """Write the table as a directory, in place of one that is there; never half of it.
+
+        Raises:
+            ValueError: a vector is not finite. Nothing is written.
+        """
+        for name, vectors in self.views.items():
+            wrong = ~np.isfinite(vectors).all(axis=1)
+            if wrong.any():
+                raise ValueError(f"view {name}: {wrong.sum()} vectors are NaN or infinite")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new, old = (folder.parent / f".{folder.name}.{os.getpid()}.{what}" for what in ("partial", "old"))
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        try:
+            for name, vectors in self.views.items():
+                with (new / f"{name}.npy").open("wb") as file:
+                    np.save(file, vectors, allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _write_json(new / "ids.json", self.ids.tolist())
+            shapes = {name: list(vectors.shape) for name, vectors in self.views.items()}
+            head = {"kind": "embeddings", "format": FORMAT, "views": shapes}
+            _write_json(new / "manifest.json", {**self.manifest, **head})
+            # A directory cannot be replaced in one step, so the old one steps aside first.
+            if folder.exists():
+                folder.replace(old)
+            new.replace(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.replace(folder)
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: Path) -> "EmbeddingTable":
+        """Open a directory that `save` wrote, vectors memory-mapped. Raises InputError if it is none or is damaged."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            if manifest.pop("kind") != "embeddings" or manifest.pop("format") != FORMAT:
+                raise ValueError("other kind or format")
+            ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
+            views = {}
+            for name, shape in manifest.pop("views").items():
+                views[name] = np.load(folder / f"{name}.npy", mmap_mode="r" if all(shape) else None, allow_pickle=False)
+                if list(views[name].shape) != shape:
+                    raise ValueError(f"view {name} has another shape")
+            return cls(ids, views, manifest)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"{folder}: no readable embedding table ({type(error).__name__}: {error}); encode again"
+            ) from None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,234 @@
+"""The embedder: prompts, backbone and fusion. Histories and items in, `Views` out (Sec. 2.2-2.3)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vlm2rec.backbones.load import Backbone, load_backbone
+from vlm2rec.backbones.lora import add_lora, load_lora
+from vlm2rec.backbones.vision import Visual
+from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
+from vlm2rec.data.dataset import Catalogue
+from vlm2rec.errors import InputError
+from vlm2rec.objectives import Views
+from vlm2rec.prompts import Modality, Picture, Text, Title, history_prompt, passes
+from vlm2rec.runs import read_json, replacing_folder, write_json
+
+_FILE = "encoder.json"
+_PICTURES_AT_ONCE = 64
+_HISTORIES_CHECKED = 2000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One forward pass's input: token ids and, in reading order, the visual tokens that they leave room for."""
+
+    ids: list[int]
+    visuals: list[Visual]
+
+
+class Encoder(nn.Module):
+    """A backbone that turns histories and items into vectors.
+
+    Each history takes one pass (internal fusion, or a single modality) or two (external fusion: titles, then
+    pictures). `forward` runs any list of prompts; `histories` and `items` do the whole way for a catalogue.
+    """
+
+    def __init__(self, backbone: Backbone, settings: BackboneConfig, prompt: PromptConfig, batch_tokens: int) -> None:
+        super().__init__()
+        if backbone.vision is None and prompt.modalities != "text":
+            raise InputError(
+                f"backbone.path = {settings.path!r} reads no pictures, but prompt.modalities = {prompt.modalities!r};"
+                " take a vision-language model, or set prompt.modalities=text"
+            )
+        self.backbone = backbone
+        self.model = backbone.model  # registered, so parameters() and to() reach it
+        self.settings = settings
+        self.prompt = prompt
+        self.batch_tokens = batch_tokens
+        self.adapter: PeftModel | None = None
+        self._opening, self._closing = backbone.wrapper(prompt.chat)
+        self._texts: dict[str, list[int]] = {}
+        self._catalogue: Catalogue | None = None
+        self._titles: dict[int, list[int]] = {}
+        self._visuals: dict[int, Visual | None] = {}
+
+    @classmethod
+    def build(cls, settings: BackboneConfig, prompt: PromptConfig, batch_tokens: int = 8192) -> "Encoder":
+        """The backbone as it comes, without adapters."""
+        return cls(load_backbone(settings), settings, prompt, batch_tokens)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Encoder":
+        """Read what `save` wrote. Raises InputError where the folder or its backbone is missing."""
+        folder = Path(folder)
+        saved = read_json(folder / _FILE, "saved encoder")
+        settings = BackboneConfig.model_validate(saved["backbone"])
+        encoder = cls.build(settings, PromptConfig.model_validate(saved["prompt"]), saved["batch_tokens"])
+        if (folder / "adapter_config.json").exists():
+            encoder.adapter = load_lora(encoder.backbone, folder)
+        return encoder.eval()
+
+    def save(self, folder: Path | str) -> None:
+        """Write the settings and the adapters, PEFT's own files; the backbone stays where it is."""
+        with replacing_folder(Path(folder)) as temporary:
+            if self.adapter is not None:
+                self.adapter.save_pretrained(str(temporary))
+                (temporary / "README.md").unlink(missing_ok=True)
+            write_json(
+                temporary / _FILE,
+                {
+                    "backbone": json.loads(self.settings.model_dump_json(exclude_none=True)),
+                    "prompt": json.loads(self.prompt.model_dump_json()),
+                    "batch_tokens": self.batch_tokens,
+                },
+            )
+
+    def add_lora(self, settings: LoraSettings, seed: int) -> None:
+        """Put fresh, trainable adapters into the language model; until trained they change nothing."""
+        self.adapter = add_lora(self.backbone, settings, seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lies."""
+        return next(self.parameters()).device
+
+    @property
+    def passes(self) -> tuple[Modality, ...]:
+        """The forward passes one embedding takes."""
+        return passes(self.prompt)
+
+    def histories(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> Views:
+        """Embed histories of item indices, oldest first: Views of `(B, D)`."""
+        return self.assemble(self(self.prompts(catalogue, histories)))
+
+    def items(self, catalogue: Catalogue, indices: Sequence[int]) -> Views:
+        """Embed items: Views of `(N, D)`. The same as histories of that one item."""
+        return self.histories(catalogue, [[index] for index in indices])
+
+    def prompts(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> list[Prompt]:
+        """All prompts of some histories, pass by pass: `len(passes) * B` of them.
+
+        Raises:
+            InputError: a prompt is longer than the backbone's context.
+        """
+        self._look_at(catalogue, histories)
+        return [self._prompt(history, modality) for modality in self.passes for history in histories]
+
+    def check(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> None:
+        """Try whether the longest of these histories fit the backbone's context, before anything is computed.
+
+        A picture is taken to need as many visual tokens as the first one does. Raises InputError, as `prompts`.
+        """
+        longest = sorted(histories, key=len, reverse=True)[:_HISTORIES_CHECKED]
+        items = {item for history in longest for item in history}
+        if self.backbone.vision is not None and self.passes != ("text",):
+            first = next((item for item in sorted(items) if catalogue.pictures[item] is not None), None)
+            self._look_at(catalogue, [[first]] if first is not None else [])
+            known = dict(self._visuals)
+            self._visuals.update(dict.fromkeys(items - known.keys(), known.get(first) if first is not None else None))
+        else:
+            known = {}
+            self._look_at(catalogue, [])
+        try:
+            for modality in self.passes:
+                for history in longest:
+                    self._prompt(history, modality)
+        finally:
+            self._visuals = known
+
+    def forward(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Last-token state of every prompt, `(n, D)`, not normalised.
+
+        Prompts of like length share a forward pass, so little is spent on padding; a vector does not depend on
+        which others were beside it.
+        """
+        order, buckets = _buckets([len(prompt.ids) for prompt in prompts], self.batch_tokens)
+        states = [
+            self.backbone.last_states(
+                [prompts[i].ids for i in bucket], [visual for i in bucket for visual in prompts[i].visuals]
+            )
+            for bucket in buckets
+        ]
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(states)[back.to(self.device)]
+
+    def assemble(self, vectors: Tensor) -> Views:
+        """Fuse the vectors of `prompts`, `(len(passes) * B, D)`, into Views of `(B, D)` (Eq. 2)."""
+        if len(self.passes) == 1:
+            return Views(vectors)
+        text, image = vectors.chunk(2)
+        if self.prompt.sum == "unit":
+            return Views(normalize(text.float(), dim=-1) + normalize(image.float(), dim=-1), text, image)
+        return Views(text + image, text, image)
+
+    def _prompt(self, history: Sequence[int], modality: Modality) -> Prompt:
+        ids, visuals = list(self._opening), []
+        for segment in history_prompt(history, modality, self.prompt):
+            match segment:
+                case Text(text):
+                    ids += self._text(text)
+                case Title(item):
+                    ids += self._title(item)
+                case Picture(item):
+                    visual = self._visuals[item]
+                    if visual is None:
+                        ids += self._text("(no picture)")
+                    else:
+                        ids += self.backbone.picture_tokens(len(visual.tokens))
+                        visuals.append(visual)
+        ids += self._closing
+        if len(ids) > self.backbone.context:
+            raise InputError(
+                f"a prompt of {len(history)} items takes {len(ids)} tokens, the backbone reads {self.backbone.context};"
+                " lower data.max_history, prompt.max_title_tokens or backbone.image_size"
+            )
+        return Prompt(ids, visuals)
+
+    def _text(self, text: str) -> list[int]:
+        if text not in self._texts:
+            self._texts[text] = self.backbone.tokens(text)
+        return self._texts[text]
+
+    def _title(self, item: int) -> list[int]:
+        if item not in self._titles:
+            assert self._catalogue is not None
+            title = self._catalogue.titles[item] or "(no title)"
+            self._titles[item] = self.backbone.tokens(title)[: self.prompt.max_title_tokens]
+        return self._titles[item]
+
+    def _look_at(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> None:
+        """Have the visual tokens of every item that is about to be read."""
+        if catalogue is not self._catalogue:
+            self._catalogue, self._titles, self._visuals = catalogue, {}, {}
+        if self.backbone.vision is None or self.passes == ("text",):
+            return
+        if not self.settings.cache_vision:
+            self._visuals = {}
+        missing = sorted({item for history in histories for item in history} - self._visuals.keys())
+        for start in range(0, len(missing), _PICTURES_AT_ONCE):
+            chunk = missing[start : start + _PICTURES_AT_ONCE]
+            pictures = [(item, catalogue.pictures[item]) for item in chunk]
+            seen = [(item, picture) for item, picture in pictures if picture is not None]
+            visuals = self.backbone.vision([picture for _, picture in seen]) if seen else []
+            self._visuals.update(dict.fromkeys(chunk))
+            self._visuals.update(zip((item for item, _ in seen), visuals, strict=True))
+
+
+def _buckets(lengths: Sequence[int], batch_tokens: int) -> tuple[list[int], list[list[int]]]:
+    """Rows in falling order of length, cut where padding would pass a fifth or the tokens pass `batch_tokens`."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    buckets: list[list[int]] = []
+    for i in order:
+        longest = lengths[buckets[-1][0]] if buckets else 0
+        if not buckets or lengths[i] < 0.8 * longest or (len(buckets[-1]) + 1) * longest > batch_tokens:
+            buckets.append([])
+        buckets[-1].append(i)
+    return order, buckets

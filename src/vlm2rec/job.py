@@ -1,0 +1,290 @@
+"""The whole job: a configuration to a run directory with results. The one place that knows every method.
+
+Stages stand on each other (reference, train, encode, evaluate, report); each is skipped where the run directory
+already lists it, so running again continues.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from vlm2rec.config import Config, ItemKNN, PopRec, Random, Vanilla, load_config, parse_override
+from vlm2rec.data.candidates import draw_candidates
+from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.sources.shop import HALVES, Half, prepared_oracle
+from vlm2rec.data.splits import Split, sample_users
+from vlm2rec.diagnostics.dropout import dropout
+from vlm2rec.diagnostics.geometry import geometry
+from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.errors import InputError
+from vlm2rec.methods.counts import counting_scorer
+from vlm2rec.runs import Run, read_json, replacing, write_json
+from vlm2rec.tasks import CANDIDATE_SETS, Cosine, Table, metrics_of, rank_users
+
+if TYPE_CHECKING:
+    from vlm2rec.encoder import Encoder
+
+Say = Callable[[str], None]
+
+
+def run(config: Config, out: Path, shared: Path | None = None, until: str = "report") -> Run:
+    """Do the whole job of one method and one seed, or what is left of it; stop after the stage `until`.
+
+    `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0.
+
+    Raises:
+        InputError: the data set, the backbone or the directory cannot be used.
+    """
+    job = Job(config, Dataset.load(config.data.path), out, shared)
+    for stage in ("reference", "train", "encode", "evaluate", "report"):
+        job.run.stage(stage, getattr(job, stage))
+        if stage == until:
+            break
+    return job.run
+
+
+def continue_run(out: Path, until: str) -> Run:
+    """Go on with an existing run directory up to and including the stage `until`."""
+    return run(Run.open(out).config, out, until=until)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among `paths` and in the folders below them. Raises InputError where there are none."""
+    found: list[Path] = []
+    for path in paths:
+        below = [path] if (path / "manifest.json").exists() else sorted(p.parent for p in path.glob("*/manifest.json"))
+        if not below:
+            raise InputError(f"{path}: no run directory here or below; give folders that `vlm2rec run` wrote")
+        found += below
+    return found
+
+
+def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> list[Path]:
+    """A run for every combination of the values that `--set key=a,b` lists, in folders under `out`.
+
+    Runs that are done are skipped, so a sweep that was stopped goes on when it is called again.
+    """
+    fixed, axes = _axes(overrides)
+    configs = [
+        (values, load_config(path, [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]))
+        for values in itertools.product(*axes.values())
+    ]
+    folders = []
+    for number, (values, config) in enumerate(configs, start=1):
+        name = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(axes, values, strict=True)) or "run"
+        say(f"[{number}/{len(configs)}] {out / name}")
+        run(config, out / name, shared=out / ".shared")
+        folders.append(out / name)
+    return folders
+
+
+@dataclass
+class Job:
+    """The stages of one run. Each returns what the manifest should keep of it."""
+
+    config: Config
+    dataset: Dataset
+    out: Path
+    shared: Path | None = None
+    _encoder: "Encoder | None" = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self._has_backbone and self.config.prompt.modalities != "text" and not any(self.dataset.pictures.digests):
+            raise InputError(
+                f"{self.config.data.path}: has no pictures, which prompt.modalities = "
+                f"{self.config.prompt.modalities!r} needs; prepare it with pictures, or set prompt.modalities=text"
+            )
+        if self._has_backbone:
+            # Data, backbone and prompts are tried before a directory is made.
+            histories = [self.split.history(int(user), "test").tolist() for user in self.users]
+            self.encoder.check(self.dataset, histories)
+        self.run = Run.create(self.out, self.config)
+        known = self.run.manifest.get("data", {}).get("fingerprint")
+        if known is not None and known != self.dataset.fingerprint:
+            raise InputError(
+                f"{self.out}: was made from other data than {self.config.data.path} holds now; give another --out"
+            )
+        self.run.record(data={"name": self.dataset.name, "fingerprint": self.dataset.fingerprint})
+
+    @cached_property
+    def split(self) -> Split:
+        """Leave-one-out views of the data."""
+        return Split(self.dataset, self.config.data.max_history)
+
+    @cached_property
+    def users(self) -> np.ndarray:
+        """The test users that are evaluated."""
+        chosen = self.config.evaluation
+        return sample_users(self.split.n_users, chosen.users, chosen.candidate_seed, "evaluation")
+
+    @property
+    def encoder(self) -> "Encoder":
+        """The encoder: as it comes before training, the trained one after."""
+        from vlm2rec.encoder import Encoder
+        from vlm2rec.methods.vlm import build_encoder
+
+        if self._encoder is None:
+            model = self.out / "model"
+            self._encoder = Encoder.load(model) if model.exists() else build_encoder(self.config)
+        return self._encoder
+
+    def reference(self) -> Mapping[str, Any]:
+        """Dropout and geometry at step 0, from the backbone as it comes."""
+        if not self._has_backbone:
+            return {}
+        from vlm2rec.methods.vlm import embed_histories, embed_items, fingerprint
+
+        backbone = fingerprint(self.encoder)
+        self.run.record(backbone={"fingerprint": backbone})
+        key = hashlib.blake2b(
+            json.dumps(
+                [
+                    backbone,
+                    self.dataset.fingerprint,
+                    self.config.data.max_history,
+                    self.config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision"}),
+                    self.config.prompt.model_dump(mode="json"),
+                    self.config.evaluation.model_dump(mode="json", include={"users", "candidate_seed"}),
+                ]
+            ).encode(),
+            digest_size=8,
+        ).hexdigest()
+        folder = (self.shared or self.out) / f"step-0-{key}"
+        if not (folder / "reference.json").exists():
+            items = embed_items(self.encoder, self.split, folder / "items")
+            histories = embed_histories(self.encoder, self.split, self.users, "test", folder / "histories")
+            write_json(folder / "reference.json", self._diagnose(histories, items))
+        write_json(self.out / "reference.json", read_json(folder / "reference.json", "reference"))
+        if isinstance(self.config.method, Vanilla):
+            for name in ("items", "histories"):
+                shutil.copytree(folder / name, self.out / name, dirs_exist_ok=True)
+        if self.shared is None:
+            shutil.rmtree(folder)
+        return {}
+
+    def train(self) -> Mapping[str, Any]:
+        """Fine-tune, where the method does."""
+        if not self._has_backbone or isinstance(self.config.method, Vanilla):
+            return {}
+        from vlm2rec.methods.vlm import train
+
+        return train(self.run, self.split, self.encoder)
+
+    def encode(self) -> Mapping[str, Any]:
+        """Items to `items/`, the histories of the test users to `histories/`."""
+        if not self._has_backbone or isinstance(self.config.method, Vanilla):
+            return {}
+        from vlm2rec.methods.vlm import embed_histories, encode_items
+
+        began = time.monotonic()
+        encode_items(self.run, self.split, self.encoder)
+        embed_histories(self.encoder, self.split, self.users, "test", self.out / "histories")
+        for leftover in (self.out / "checkpoints").glob("*-epoch-*"):
+            if not leftover.name.startswith("best"):
+                shutil.rmtree(leftover)
+        return {"seconds": time.monotonic() - began}
+
+    def evaluate(self) -> Mapping[str, Any]:
+        """Ranks to `users.parquet`, figures to `results.json`."""
+        began = time.monotonic()
+        seed = self.config.evaluation.candidate_seed
+        results: dict[str, Any] = {
+            "schema": 1,
+            "method": self.config.method.kind,
+            "seed": self.config.seed,
+            "data": {
+                "users": self.split.n_users,
+                "items": self.split.n_items,
+                "interactions": self.dataset.interactions.height,
+                "evaluated_users": len(self.users),
+            },
+        }
+        method = self.config.method
+        if isinstance(method, PopRec | ItemKNN | Random):
+            scorer = counting_scorer(method, self.split, self.users, "test", self.config.seed)
+            ranks = rank_users(scorer, self.split, self.users, "test", seed)
+        else:
+            items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
+            targets = items.unit("fused")
+            ranks = rank_users(Cosine(histories.unit("fused"), targets), self.split, self.users, "test", seed)
+            for name in [view for view in ("text", "image") if view in histories.views]:
+                one_sided = Cosine(histories.unit(name), targets)
+                task = f"dropout:{name[0].replace('i', 'v')}2f"
+                some = rank_users(one_sided, self.split, self.users, "test", seed, ("sampled", "matched"), task)
+                ranks = pl.concat([ranks, some])
+            results |= self._diagnose(histories, items)
+            results["reference"] = read_json(self.out / "reference.json", "reference")
+        results["retrieval"] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
+        if "world" in self.dataset.items.columns:
+            results["oracle"] = self._oracle()
+        results["validation"] = self.run.manifest["done"]["train"].get("validation", {})
+        results["cost"] = self._cost(time.monotonic() - began)
+        with replacing(self.out / "users.parquet") as temporary:
+            ranks.write_parquet(temporary)
+        write_json(self.out / "results.json", results)
+        return {}
+
+    def report(self) -> Mapping[str, Any]:
+        """`report.html` of this run alone."""
+        from vlm2rec.report.html import write_report
+
+        write_report([self.out], self.out / "report.html", title=f"{self.config.method.kind}, seed {self.config.seed}")
+        return {}
+
+    @property
+    def _has_backbone(self) -> bool:
+        return not isinstance(self.config.method, PopRec | ItemKNN | Random)
+
+    def _diagnose(self, histories: EmbeddingTable, items: EmbeddingTable) -> dict[str, Any]:
+        seed = self.config.evaluation.candidate_seed
+        targets = np.array([self.split.target(int(user), "test") for user in self.users])
+        candidates = draw_candidates(self.split, self.users, "test", "sampled", seed)
+        return {
+            "dropout": dropout(histories.views, items.views["fused"], targets, candidates),
+            "geometry": {
+                view: geometry(histories.views[view], items.views[view], targets, candidates, seed)
+                for view in histories.views
+            },
+        }
+
+    def _oracle(self) -> dict[str, Any]:
+        """What knowing the tastes of the demo's shoppers reaches; `title`, `picture`: the half that one shows."""
+        ids = [self.dataset.user_ids[user] for user in self.users]
+        found: dict[Half, dict[str, Any]] = {}
+        for half in HALVES:
+            scorer = Table(prepared_oracle(self.dataset.items, ids, half))
+            ranks = rank_users(scorer, self.split, self.users, "test", self.config.evaluation.candidate_seed)
+            found[half] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
+        return {**found["both"], "title": found["title"], "picture": found["picture"]}
+
+    def _cost(self, seconds: float) -> dict[str, Any]:
+        done = self.run.manifest["done"]
+        taken = {stage: info["seconds"] for stage, info in done.items() if "seconds" in info}
+        cost: dict[str, Any] = {"seconds": {**taken, "evaluate": seconds}}
+        if "trainable" in self.run.manifest:
+            cost["trainable"] = self.run.manifest["trainable"]
+        return cost
+
+
+def _axes(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split overrides into those with one value and those that list several."""
+    fixed: list[str] = []
+    axes: dict[str, list[str]] = {}
+    for override in overrides:
+        path, value = parse_override(override)
+        text = override.partition("=")[2]
+        if "," in text and not isinstance(value, list):
+            axes[".".join(path)] = [part.strip() for part in text.split(",") if part.strip()]
+        else:
+            fixed.append(override)
+    return fixed, axes

@@ -1,0 +1,1 @@
+"""Methods: what a run can be of."""

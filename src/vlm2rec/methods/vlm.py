@@ -1,0 +1,196 @@
+"""Vanilla, SFT and VLM2Rec: one encoder, one loop; they differ in the objective alone."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlm2rec.backbones.load import towers
+from vlm2rec.config import SFT, Config
+from vlm2rec.data.splits import Split, Which, sample_users
+from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.encode import encode
+from vlm2rec.encoder import Encoder
+from vlm2rec.objectives import CRTR, WPCL, InfoNCE, Objective, Views, VLM2RecLoss
+from vlm2rec.runs import Run
+from vlm2rec.tasks import Cosine, metrics_of, rank_users
+from vlm2rec.training.batches import Samples
+from vlm2rec.training.gradcache import backward_in_parts
+from vlm2rec.training.loop import State, fit
+
+
+def build_encoder(config: Config) -> Encoder:
+    """The backbone of a configuration, without adapters."""
+    encoder = Encoder.build(config.backbone, config.prompt, config.evaluation.batch_tokens)
+    if torch.cuda.is_available():
+        encoder.cuda()
+    return encoder
+
+
+def build_objective(config: Config) -> Objective:
+    """InfoNCE for SFT, WPCL + CRTR for VLM2Rec."""
+    numbers = config.objective
+    if isinstance(config.method, SFT):
+        return InfoNCE(numbers.temperature)
+    wpcl = WPCL(numbers.temperature, numbers.alpha, numbers.beta, numbers.stop_gradient)
+    return VLM2RecLoss(wpcl, CRTR(numbers.crtr_temperature), numbers.weight)
+
+
+def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
+    """Fine-tune the encoder in place, keep the epoch that validates best, save it to `model/`.
+
+    Returns what the manifest keeps: the best epoch's validation figures, steps, seconds, trainable parameters.
+    """
+    config = run.config
+    encoder.add_lora(config.backbone.lora, config.seed)
+    if config.training.gradient_checkpointing:
+        encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    objective = build_objective(config)
+    trainable = towers(encoder.backbone.model)
+    run.record(trainable=trainable)
+    samples = Samples(split, config.training, config.seed)
+    state = fit(
+        nn.ModuleDict({"encoder": encoder, "objective": objective}),
+        _step(samples, split, encoder, objective, config),
+        steps_per_epoch=samples.steps_per_epoch,
+        settings=config.training,
+        seed=config.seed,
+        folder=run.path,
+        validate=_validate(run, split, encoder, samples),
+        no_decay=list(objective.parameters()),
+        title=f"{config.method.kind} seed {config.seed}",
+    )
+    encoder.save(run.path / "model")
+    return {
+        "validation": _validation(state),
+        "steps": state.step,
+        "seconds": state.seconds,
+        "users": len(samples.users),
+    }
+
+
+def encode_items(run: Run, split: Split, encoder: Encoder) -> EmbeddingTable:
+    """Items to `items/`; what validation of the best epoch embedded already is taken from there."""
+    out = run.path / "items"
+    done = run.manifest["done"].get("train")
+    kept = _items_of_epoch(run, int(done["validation"]["epoch"])) if done else None
+    if kept is not None and kept.exists():
+        shutil.copytree(kept, out, dirs_exist_ok=True)
+        return EmbeddingTable.load(out)
+    return embed_items(encoder, split, out)
+
+
+def embed_items(encoder: Encoder, split: Split, out: Path) -> EmbeddingTable:
+    """Every item of the catalogue to a table at `out`."""
+    dataset = split.dataset
+    return encode(encoder, dataset, [[i] for i in range(split.n_items)], dataset.item_ids, out, "items")
+
+
+def embed_histories(encoder: Encoder, split: Split, users: np.ndarray, which: Which, out: Path) -> EmbeddingTable:
+    """The histories that `users` have at validation or test to a table at `out`."""
+    histories = [split.history(int(user), which).tolist() for user in users]
+    return encode(encoder, split.dataset, histories, [split.dataset.user_ids[u] for u in users], out, "histories")
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """A short hash of the backbone's weights: names, shapes and sums, so that it takes no second read."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(encoder.backbone.model.state_dict().items()):
+        if "lora_" not in name:
+            digest.update(
+                f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.double().sum().item():.10e}".encode()
+            )
+    return digest.hexdigest()
+
+
+def _step(
+    samples: Samples, split: Split, encoder: Encoder, objective: Objective, config: Config
+) -> Callable[[int, Callable[[Tensor], None]], Mapping[str, float]]:
+    part = config.training.micro_batch
+    prompts_a_sample = 2 * len(encoder.passes)
+    # Margins and the gap are logged for SFT too: they are how a collapse is seen while it happens.
+    probe = objective.wpcl if isinstance(objective, VLM2RecLoss) else WPCL(config.objective.temperature)
+
+    def step(k: int, backward: Callable[[Tensor], None]) -> Mapping[str, float]:
+        batch = samples.batch(k)
+        queries = encoder.prompts(split.dataset, batch.histories)
+        prompts = queries + encoder.prompts(split.dataset, [[item] for item in batch.targets])
+        negatives = torch.from_numpy(batch.negatives).to(encoder.device)
+        positive = torch.from_numpy(batch.positive).to(encoder.device)
+        logged: dict[str, float] = {"samples": float(len(batch.histories))}
+
+        def loss(vectors: Tensor) -> Tensor:
+            query, target = encoder.assemble(vectors[: len(queries)]), encoder.assemble(vectors[len(queries) :])
+            value: Tensor = objective(query, target, negatives, positive)
+            logged.update(_figures(objective, probe, query, target, negatives, positive), loss=float(value.detach()))
+            return value
+
+        if part is not None and part < len(batch.histories):
+            backward_in_parts(encoder, prompts, loss, part * prompts_a_sample, backward)
+        else:
+            backward(loss(encoder(prompts)))
+        return logged
+
+    return step
+
+
+@torch.no_grad()
+def _figures(
+    objective: Objective, probe: WPCL, query: Views, target: Views, negatives: Tensor, positive: Tensor
+) -> dict[str, float]:
+    """What `metrics.jsonl` says of one batch, apart from the loss."""
+    found: dict[str, Tensor] = {}
+    if query.text is not None and query.image is not None:
+        text, image = probe.margins(query, target, negatives, positive)
+        found = {
+            "margin_text": text.mean(),
+            "margin_image": image.mean(),
+            "gap": probe.gap(query, target, negatives, positive).mean(),
+            "norm_ratio": (query.text.float().norm(dim=1) / query.image.float().norm(dim=1)).mean(),
+        }
+    if isinstance(objective, VLM2RecLoss):
+        found["penalty"] = objective.wpcl.penalty(query, target, negatives, positive).mean()
+        found["alpha"], found["beta"] = objective.wpcl.alpha, objective.wpcl.beta
+        found["wpcl"] = objective.wpcl(query, target, negatives, positive)
+        found["crtr"] = objective.crtr(query, target)
+    return {name: float(value) for name, value in found.items()}
+
+
+def _validate(run: Run, split: Split, encoder: Encoder, samples: Samples) -> Callable[[int], Mapping[str, float]]:
+    config = run.config
+    if config.training.users is not None:
+        users = samples.users
+    else:
+        chosen = config.evaluation.validation_users
+        users = sample_users(split.n_users, chosen, config.evaluation.candidate_seed, "validation")
+
+    def validate(epoch: int) -> Mapping[str, float]:
+        items = embed_items(encoder, split, _items_of_epoch(run, epoch))
+        out = run.path / "checkpoints" / f"histories-epoch-{epoch:04d}"
+        queries = embed_histories(encoder, split, users, "validation", out)
+        ranks = rank_users(
+            Cosine(queries.unit("fused"), items.unit("fused")),
+            split,
+            users,
+            "validation",
+            config.evaluation.candidate_seed,
+            ("sampled",),
+        )
+        figures = metrics_of(ranks, "retrieval", "sampled")
+        return {"score": figures["N@20"], **figures}
+
+    return validate
+
+
+def _items_of_epoch(run: Run, epoch: int) -> Path:
+    return run.path / "checkpoints" / f"items-epoch-{epoch:04d}"
+
+
+def _validation(state: State) -> dict[str, float]:
+    figures = {name: value for name, value in state.best.items() if name != "score"}
+    return {**figures, "epoch": state.best_epoch}

@@ -1,0 +1,96 @@
+"""Hit rate and NDCG with one target, as expectations over the order of ties. Pure functions of counts.
+
+A target that `above` others beat and `ties` others equal has each of the 0-based ranks above..above+ties with the same
+probability. The expectation is what a fair lot would give on average, so a constant scorer earns exactly chance,
+neither a perfect score nor none.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+METRICS = ("H@10", "N@10", "H@20", "N@20")
+
+
+def hit(above: ArrayLike, ties: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Probability that the target is among the first k; shape of `above`."""
+    above, ties = _counts(above, ties)
+    inside: NDArray[np.float64] = np.clip(k - above, 0, ties + 1) / (ties + 1)
+    return inside
+
+
+def ndcg(above: ArrayLike, ties: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Expectation of 1/log2(rank + 2) for a 0-based rank below k, 0 beyond; shape of `above`.
+
+    With one target the ideal DCG is 1.
+    """
+    above, ties = _counts(above, ties)
+    gained = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])  # by the first n ranks
+    mean: NDArray[np.float64] = (gained[np.minimum(above + ties + 1, k)] - gained[np.minimum(above, k)]) / (ties + 1)
+    return mean
+
+
+def summarise(above: ArrayLike, ties: ArrayLike) -> dict[str, float]:
+    """Means over users of `METRICS`. Raises ValueError without users."""
+    above, ties = _counts(above, ties)
+    if above.size == 0:
+        raise ValueError("no users to summarise")
+    compute = {"H": hit, "N": ndcg}
+    return {name: float(compute[name[0]](above, ties, int(name[2:])).mean()) for name in METRICS}
+
+
+def count(
+    scores: NDArray[np.floating], target: NDArray[np.floating], valid: NDArray[np.bool_], tolerance: float = 0.0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the candidates above each target and tied with it.
+
+    Args:
+        scores: `(b, C)` of the candidates, the target not among them.
+        target: `(b,)` scores of the targets.
+        valid: `(b, C)`, False for padding.
+        tolerance: scores this close to the target are ties. Equal vectors seldom score equal to the last bit when
+            their products are summed in another order.
+
+    Returns:
+        above, ties: `(b,)` each.
+
+    Raises:
+        ValueError: a score is NaN. It would rank nowhere, and compare as if it were below.
+    """
+    if np.isnan(scores).any() or np.isnan(target).any():
+        raise ValueError("a score is NaN; nothing can be ranked by it")
+    over = valid & (scores > (target + tolerance)[:, None])
+    level = valid & ~over & (scores >= (target - tolerance)[:, None])
+    return over.sum(axis=1), level.sum(axis=1)
+
+
+def count_full(
+    scores: NDArray[np.floating],
+    target: NDArray[np.integer],
+    hidden: Sequence[NDArray[np.integer]] | None = None,
+    tolerance: float = 0.0,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count against the whole catalogue.
+
+    Args:
+        scores: `(b, N)` of all items.
+        target: `(b,)` item indices of the targets.
+        hidden: items of each user that do not take part (`full_unseen`: the history); a target always does.
+        tolerance: as in `count`.
+
+    Returns and raises what `count` does.
+    """
+    rows = np.arange(len(target))
+    valid = np.ones(scores.shape, bool)
+    for row, items in enumerate(hidden or ()):
+        valid[row, items] = False
+    valid[rows, target] = False
+    return count(scores, scores[rows, target], valid, tolerance)
+
+
+def _counts(above: ArrayLike, ties: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    above, ties = np.asarray(above), np.asarray(ties)
+    if above.size and (min(above.min(), ties.min()) < 0 or above.dtype.kind not in "iu" or ties.dtype.kind not in "iu"):
+        raise ValueError("above and ties are counts: whole numbers, not negative")
+    return above.astype(np.int64), ties.astype(np.int64)

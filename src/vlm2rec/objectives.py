@@ -1,0 +1,188 @@
+"""Training objectives: InfoNCE (Eq. 3), WPCL (Eqs. 6-10), CRTR (Eqs. 11-13) and their sum (Eq. 14).
+
+They see tensors only. Similarities, softmaxes and penalties are computed in float32 or wider whatever comes
+in: at a temperature of .001 cosines become logits of +-1000, which half precision cannot tell apart.
+
+Where the paper is silent (see PAPERS.md): losses are means over the users that have a negative; the penalty
+stays in the graph, because only then does the stop-gradient of Eq. 8 change anything.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, normalize
+
+
+class Views(NamedTuple):
+    """Last-token states of some sequences or items, each `(B, D)`, not normalised.
+
+    `text` and `image` are None where only a joint pass was made (internal fusion, one modality).
+    """
+
+    fused: Tensor
+    text: Tensor | None = None
+    image: Tensor | None = None
+
+
+class InfoNCE(nn.Module):
+    """Contrast a user's next item with the negatives, on fused cosines (Eq. 3).
+
+    `query` holds B users, `target` N items, `negatives[i, j]` says that item j is a negative of user i,
+    `positive[i]` which item is i's own (None: item i, then N >= B). Returns a scalar: the mean over users with
+    at least one negative; with no such user, 0 that still has a gradient.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+        """Loss, a scalar."""
+        return _contrast(query, target, negatives, positive, self.temperature, None)
+
+
+class WPCL(nn.Module):
+    """Weak-modality Penalized Contrastive Learning (Eqs. 6-10).
+
+    InfoNCE whose negatives weigh `1 + beta * softplus(alpha * gap)` for each user, where the gap is by how much
+    the weaker modality's margin falls short of the stronger one's. `alpha` and `beta` are learnable, stored raw
+    and clamped at 0 in use (exclude them from weight decay: see `no_decay`).
+    """
+
+    def __init__(self, temperature: float, alpha: float = 1.0, beta: float = 1.0, stop_gradient: bool = True) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.stop_gradient = stop_gradient
+        self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+        self.beta = nn.Parameter(torch.tensor(float(beta)))
+
+    def margins(
+        self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Per-user margin of each modality, text and image, `(B,)` (Eq. 6).
+
+        Cosine to the positive less the mean cosine to the negatives; a user without negatives gets the former.
+        """
+        own = _own(positive, negatives)
+        text, image = (
+            _margin(z, e, negatives, own)
+            for z, e in zip(_modalities(query, "query"), _modalities(target, "target"), strict=True)
+        )
+        return text, image
+
+    def gap(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+        """Stronger margin, held fixed, less the weaker one, `(B,)`, >= 0 (Eqs. 7-8)."""
+        both = torch.stack(self.margins(query, target, negatives, positive))
+        strong, weak = both.amax(0), both.amin(0)
+        return (strong.detach() if self.stop_gradient else strong) - weak
+
+    def penalty(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+        """Weight of each user's negatives, `(B,)`, >= 1 (Eq. 9)."""
+        gap = self.gap(query, target, negatives, positive)
+        alpha, beta = self.alpha.clamp(min=0).to(gap.dtype), self.beta.clamp(min=0).to(gap.dtype)
+        pull = alpha * gap
+        return 1 + beta * torch.logaddexp(pull, torch.zeros_like(pull))
+
+    def forward(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+        """Loss, a scalar (Eq. 10, as a mean)."""
+        penalty = self.penalty(query, target, negatives, positive)
+        return _contrast(query, target, negatives, positive, self.temperature, penalty)
+
+    def no_decay(self) -> list[nn.Parameter]:
+        """Parameters that weight decay must leave alone: it would shrink the penalty by itself."""
+        return [self.alpha, self.beta]
+
+
+class CRTR(nn.Module):
+    """Cross-modal Relational Topology Regularization (Eqs. 11-13).
+
+    Each modality ranks all N targets for each user; the two distributions are pulled together by the mean of
+    both KL divergences. Neither side is detached. `negatives` and `positive` are ignored.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self, query: Views, target: Views, negatives: Tensor | None = None, positive: Tensor | None = None
+    ) -> Tensor:
+        """Loss, a scalar >= 0."""
+        text, image = (
+            log_softmax(_cosine(z, e) / self.temperature, dim=-1)
+            for z, e in zip(_modalities(query, "query"), _modalities(target, "target"), strict=True)
+        )
+        forward = kl_div(image, text, reduction="batchmean", log_target=True)
+        backward = kl_div(text, image, reduction="batchmean", log_target=True)
+        return (forward + backward) / 2
+
+
+class VLM2RecLoss(nn.Module):
+    """`wpcl + weight * crtr` (Eq. 14)."""
+
+    def __init__(self, wpcl: WPCL, crtr: CRTR, weight: float) -> None:
+        super().__init__()
+        self.wpcl = wpcl
+        self.crtr = crtr
+        self.weight = weight
+
+    def forward(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+        """Loss, a scalar."""
+        wpcl: Tensor = self.wpcl(query, target, negatives, positive)
+        crtr: Tensor = self.crtr(query, target)
+        return wpcl + self.weight * crtr
+
+
+Objective = InfoNCE | WPCL | VLM2RecLoss
+
+
+def _contrast(
+    query: Views,
+    target: Views,
+    negatives: Tensor,
+    positive: Tensor | None,
+    temperature: float,
+    penalty: Tensor | None,
+) -> Tensor:
+    logits = _cosine(query.fused, target.fused) / temperature  # (B, N)
+    rows = negatives.any(dim=1)
+    if not bool(rows.any()):
+        return logits.sum() * 0
+    own = _own(positive, negatives)
+    # Rows without a negative go first: the logsumexp of nothing has no gradient.
+    logits, negatives, own = logits[rows], negatives[rows], own[rows]
+    against = logits.masked_fill(~negatives, -torch.inf).logsumexp(dim=1)
+    if penalty is not None:
+        against = against + penalty[rows].log()
+    towards = logits.gather(1, own[:, None])[:, 0]
+    return (torch.logaddexp(towards, against) - towards).mean()
+
+
+def _margin(query: Tensor, target: Tensor, negatives: Tensor, own: Tensor) -> Tensor:
+    cosine = _cosine(query, target)
+    towards = cosine.gather(1, own[:, None])[:, 0]
+    against = (cosine * negatives).sum(1) / negatives.sum(1).clamp(min=1)
+    return towards - against
+
+
+def _cosine(query: Tensor, target: Tensor) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        return _unit(query) @ _unit(target).T
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    wide = vectors if vectors.dtype == torch.float64 else vectors.float()
+    return normalize(wide, dim=-1, eps=1e-12)
+
+
+def _own(positive: Tensor | None, negatives: Tensor) -> Tensor:
+    if positive is None:
+        return torch.arange(negatives.shape[0], device=negatives.device)
+    return positive
+
+
+def _modalities(views: Views, what: str) -> tuple[Tensor, Tensor]:
+    if views.text is None or views.image is None:
+        raise ValueError(f"{what} has no text and image views; WPCL and CRTR need external fusion of both")
+    return views.text, views.image

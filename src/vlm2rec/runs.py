@@ -1,0 +1,185 @@
+"""A run directory: one method, one seed, everything that came of it.
+
+```
+config.toml    what was asked for            manifest.json  versions, data fingerprint, stages done
+metrics.jsonl  one JSON object a line        checkpoints/   to continue from
+model/         the trained encoder           items/         EmbeddingTable of the catalogue
+users.parquet  ranks of every evaluated user results.json   the figures
+```
+
+Files are written beside their place and renamed into it, and a stage is listed in the manifest only when all of
+its files stand. So a run killed at any moment can be continued: stages that are listed are skipped.
+"""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vlm2rec.config import Config, config_toml, parse_config
+from vlm2rec.errors import InputError
+
+_PACKAGES = ("vlm2rec", "torch", "transformers", "peft", "accelerate", "numpy", "polars")
+
+
+class Run:
+    """An open run directory. `Run.create` makes or continues one, `Run.open` reads one."""
+
+    def __init__(self, path: Path, config: Config, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> "Run":
+        """Make the directory, or open it again if it was made for this very configuration.
+
+        Raises:
+            InputError: `path` holds something else, or a run of another configuration.
+        """
+        if (path / "manifest.json").exists():
+            run = cls.open(path)
+            different = _difference(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
+            if different:
+                raise InputError(
+                    f"{path}: is a run of another config ({different}); give another --out, or remove the folder"
+                )
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path}: exists and is no run directory; give another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        manifest = {"schema": 1, "seed": config.seed, "versions": _versions(), "done": {}}
+        run = cls(path, config, manifest)
+        write_text(path / "config.toml", config_toml(config))
+        run.record()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Read an existing run directory. Raises InputError if it is none."""
+        manifest = read_json(path / "manifest.json", "run directory")
+        if "config" not in manifest:
+            raise InputError(f"{path}: manifest.json is not that of a run; give a folder that `vlm2rec run` wrote")
+        config = parse_config(manifest["config"], origin=str(path / "manifest.json"))
+        return cls(path, config, manifest)
+
+    def record(self, **entries: Any) -> None:
+        """Put entries into the manifest and write it."""
+        self.manifest.update(entries)
+        self.manifest["config"] = self.config.model_dump(mode="json", exclude_none=True)
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage was finished."""
+        return stage in self.manifest["done"]
+
+    def finish(self, stage: str, **info: Any) -> None:
+        """List a stage as finished, with whatever is worth keeping of it (seconds, counts)."""
+        self.record(done={**self.manifest["done"], stage: info})
+
+    def stage(self, name: str, work: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Run `work` unless the stage is done; what it returns goes into the manifest."""
+        if not self.is_done(name):
+            self.finish(name, **(work() or {}))
+
+    def results(self) -> dict[str, Any]:
+        """`results.json`. Raises InputError where the run has none yet."""
+        return read_json(self.path / "results.json", "finished run")
+
+
+def read_metrics(path: Path, kind: str) -> list[dict[str, Any]]:
+    """All lines of one kind ('train', 'validation') of a `metrics.jsonl`; none where there is no file."""
+    return [line for line in metrics_lines(path) if line["kind"] == kind]
+
+
+def metrics_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, one that a kill cut short left out."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:  # the line a kill cut short
+                continue
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all. NaN and infinity are refused: they are never a result."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object. Raises InputError saying that `path` is no `what`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path.parent}: no {what} ({path.name} is missing)") from None
+    except (OSError, ValueError):
+        raise InputError(f"{path}: cannot be read as JSON; make the folder anew") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; make the folder anew")
+    return value
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file path beside `path`; renamed onto it when the block ends well, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; takes its place when the block ends well, removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _difference(old: Any, new: Any, where: str = "") -> str:
+    """The first place at which two configurations differ, for a message; empty if they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            found = _difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{where} is {old!r} there, {new!r} here"

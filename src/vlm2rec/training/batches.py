@@ -1,0 +1,97 @@
+"""Training samples and batches: batch k is a function of (seed, k) and of nothing else."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm2rec.config import TrainingConfig
+from vlm2rec.data.splits import Split, sample_users
+from vlm2rec.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B histories, their N distinct targets, and which target is whose negative.
+
+    `positive` (B,) indexes `targets`; `negatives` (B, N) is False for a user's own target and for every item of
+    that user's S[:-2].
+    """
+
+    histories: list[list[int]]
+    targets: list[int]
+    positive: np.ndarray
+    negatives: np.ndarray
+
+
+class Samples:
+    """(history, next item) pairs of the training users, cut from S[:-2] only.
+
+    A sample is a user and a position p >= 1: the history is what came before p, at most `max_history` items of it,
+    the target is the item at p. `last` takes the last position of each user, `all` every one, or
+    `samples_per_user` of them, drawn anew each epoch.
+    """
+
+    def __init__(self, split: Split, settings: TrainingConfig, seed: int) -> None:
+        able = np.array([u for u in range(split.n_users) if len(split.train[u]) >= 2], dtype=np.int64)
+        if not len(able):
+            raise InputError(
+                f"{split.dataset.path}: no user has two events before the last two, so nothing can be trained"
+            )
+        self.users = able[sample_users(len(able), settings.users, seed, "training")]
+        self.batch_size = settings.batch_size
+        self._split = split
+        self._settings = settings
+        self._seed = seed
+        self._sets = {int(u): np.unique(split.train[u]) for u in self.users}
+        self._counts = np.array([self._per_user(len(split.train[u]) - 1) for u in self.users])
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return int(self._counts.sum())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches an epoch; a lone smaller one where there are too few samples. The rest waits its turn."""
+        return max(1, len(self) // self.batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0 over all epochs."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        histories, targets = [], []
+        for user, position in rows:
+            sequence = self._split.train[user]
+            histories.append(sequence[max(0, position - self._split.max_history) : position].tolist())
+            targets.append(int(sequence[position]))
+        distinct = list(dict.fromkeys(targets))
+        column = {item: j for j, item in enumerate(distinct)}
+        items = np.array(distinct)
+        negatives = np.stack([~np.isin(items, self._sets[int(user)]) for user, _ in rows])
+        return Batch(histories, distinct, np.array([column[item] for item in targets]), negatives)
+
+    def _per_user(self, positions: int) -> int:
+        if self._settings.samples == "last":
+            return 1
+        return min(positions, self._settings.samples_per_user or positions)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """All samples of an epoch in their order, `(n, 2)`: user, position."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng([self._seed, epoch])
+            rows = [
+                self._positions(int(user), int(count), rng)
+                for user, count in zip(self.users, self._counts, strict=True)
+            ]
+            self._epoch = (epoch, rng.permutation(np.concatenate(rows)))
+        return self._epoch[1]
+
+    def _positions(self, user: int, count: int, rng: np.random.Generator) -> np.ndarray:
+        length = len(self._split.train[user])
+        if self._settings.samples == "last":
+            chosen = np.array([length - 1])
+        elif count == length - 1:
+            chosen = np.arange(1, length)
+        else:
+            chosen = 1 + rng.choice(length - 1, size=count, replace=False)
+        return np.stack([np.full(count, user), chosen], axis=1)

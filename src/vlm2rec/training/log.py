@@ -1,0 +1,34 @@
+"""What training says while it runs: `metrics.jsonl` and TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from vlm2rec.runs import metrics_lines, write_text
+
+
+class MetricsLog:
+    """A `metrics.jsonl`, and the same scalars for TensorBoard beside it.
+
+    Continuing from step k drops the lines after k: they will be written again, the same.
+    """
+
+    def __init__(self, path: Path, after: int = 0) -> None:
+        kept = [line for line in metrics_lines(path) if line["step"] <= after] if after else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=after + 1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Add one line."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()

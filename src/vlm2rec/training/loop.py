@@ -1,0 +1,226 @@
+"""The one training loop, on Accelerate. It knows steps and parameters, not what is trained.
+
+Everything random in step k is drawn from (seed, k), and a batch is a function of its step. So a checkpoint is the
+trained parameters, the optimizer's moments and a step number, and a run continued from one ends with the same
+weights as a run that was never stopped (bit for bit on a CPU).
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlm2rec.config import TrainingConfig
+from vlm2rec.runs import read_json, replacing_folder, write_json
+from vlm2rec.training.log import MetricsLog
+
+_SECONDS_BETWEEN_CHECKPOINTS = 120.0  # where steps are slow, `checkpoint_every` steps would be too much to lose
+
+Step = Callable[[int, Callable[[Tensor], None]], Mapping[str, float]]
+"""`step(k, backward)`: make the gradients of batch k by calling `backward` on a loss, return figures to log."""
+
+Validate = Callable[[int], Mapping[str, float]]
+"""`validate(epoch)`: figures of the present weights; the one called `score` chooses the best epoch."""
+
+
+@dataclass
+class State:
+    """How far training has come."""
+
+    step: int = 0
+    validated: int = 0  # epochs
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def fit(
+    module: nn.Module,
+    step: Step,
+    *,
+    steps_per_epoch: int,
+    settings: TrainingConfig,
+    seed: int,
+    folder: Path,
+    validate: Validate | None = None,
+    no_decay: Iterable[nn.Parameter] = (),
+    title: str = "training",
+) -> State:
+    """Train the parameters of `module` that want a gradient; leave it with the best epoch's weights.
+
+    `folder` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`; with checkpoints in it, training goes on from
+    the last one. Without `validate` the last weights are the best.
+    """
+    accelerator = Accelerator()
+    module.to(accelerator.device)
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    exempt = {id(parameter) for parameter in no_decay}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained.values() if id(p) not in exempt], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained.values() if id(p) in exempt], "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+    )
+    optimizer = accelerator.prepare(optimizer)
+    checkpoints = Checkpoints(folder / "checkpoints", trained, optimizer)
+    state = checkpoints.resume()
+    total = settings.epochs * steps_per_epoch
+    log = MetricsLog(folder / "metrics.jsonl", after=state.step)
+    saved_at = time.monotonic()
+    with _progress() as bar:
+        task = bar.add_task(title, total=total, completed=state.step, note="")
+        while True:
+            epoch = state.step // steps_per_epoch
+            if epoch > state.validated and state.step % steps_per_epoch == 0:
+                if validate is not None:
+                    bar.update(task, note="validating")
+                    module.eval()
+                    figures = dict(validate(epoch))
+                    log.write("validation", state.step, {"epoch": epoch, **figures})
+                    better = not state.best or figures["score"] > state.best["score"]
+                else:
+                    figures, better = {}, True
+                if better:
+                    state.best, state.best_epoch = figures, epoch
+                    checkpoints.save_best(epoch)
+                state.validated = epoch
+                checkpoints.save(state)
+            if state.step >= total:
+                break
+            began = time.monotonic()
+            torch.manual_seed(_mix(seed, state.step))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(state.step, total, settings)
+            module.train()
+            figures = dict(step(state.step, accelerator.backward))
+            norm = accelerator.clip_grad_norm_(list(trained.values()), settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            state.step += 1
+            seconds = time.monotonic() - began
+            state.seconds += seconds
+            figures |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "memory_gib": memory_gib()}
+            figures["samples_per_s"] = figures.pop("samples", float(settings.batch_size)) / seconds
+            log.write("train", state.step, {"epoch": epoch + 1, **figures})
+            bar.update(task, completed=state.step, note=f"loss {figures.get('loss', math.nan):.3f}")
+            due = time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS
+            if due or state.step % settings.checkpoint_every == 0 or state.step % steps_per_epoch == 0:
+                checkpoints.save(state)
+                saved_at = time.monotonic()
+    log.close()
+    checkpoints.load_best()
+    module.eval()
+    return state
+
+
+def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then linear decay to 0 (or constant)."""
+    warmup = max(1, round(settings.warmup * total))
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * (total - step) / max(1, total - warmup)
+
+
+class Checkpoints:
+    """`step-N/` folders to continue from (the last one is kept) and `best-epoch-N/`."""
+
+    def __init__(self, folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Any) -> None:
+        self.folder = folder
+        self._trained = trained
+        self._optimizer = optimizer
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint, then drop the ones before it."""
+        path = self.folder / f"step-{state.step:08d}"
+        with replacing_folder(path) as temporary:
+            save_file(self._weights(), temporary / "trained.safetensors")
+            save_file(self._moments(), temporary / "optimizer.safetensors")
+            write_json(temporary / "state.json", asdict(state))
+        self._keep_only(path, "step-*")
+
+    def resume(self) -> State:
+        """Load the last checkpoint into the parameters and the optimizer; a fresh State where there is none."""
+        found = sorted(self.folder.glob("step-*"))
+        if not found:
+            return State()
+        self._load(found[-1] / "trained.safetensors")
+        moments = load_file(found[-1] / "optimizer.safetensors")
+        known = self._optimizer.state_dict()
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in moments.items():
+            index, key = name.split(".", 1)
+            entries.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict({"state": entries, "param_groups": known["param_groups"]})
+        return State(**read_json(found[-1] / "state.json", "checkpoint"))
+
+    def save_best(self, epoch: int) -> None:
+        """Keep the present weights as the best so far."""
+        path = self.folder / f"best-epoch-{epoch:04d}"
+        with replacing_folder(path) as temporary:
+            save_file(self._weights(), temporary / "trained.safetensors")
+        self._keep_only(path, "best-epoch-*")
+
+    def load_best(self) -> None:
+        """Put the best weights back into the parameters."""
+        found = sorted(self.folder.glob("best-epoch-*"))
+        if found:
+            self._load(found[-1] / "trained.safetensors")
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().cpu().contiguous() for name, parameter in self._trained.items()}
+
+    def _moments(self) -> dict[str, Tensor]:
+        entries = self._optimizer.state_dict()["state"]
+        return {
+            f"{index}.{key}": value.detach().cpu().contiguous()
+            for index, moments in entries.items()
+            for key, value in moments.items()
+        }
+
+    @torch.no_grad()
+    def _load(self, path: Path) -> None:
+        saved = load_file(path)
+        for name, parameter in self._trained.items():
+            parameter.copy_(saved[name])
+
+    def _keep_only(self, path: Path, pattern: str) -> None:
+        for other in self.folder.glob(pattern):
+            if other != path:
+                shutil.rmtree(other)
+
+
+def memory_gib() -> float:
+    """Peak memory so far in GiB: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _mix(seed: int, step: int) -> int:
+    """One number for a (seed, step) pair."""
+    return (seed * 1_000_003 + step * 7_919 + 12_345) % 2**63
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        transient=True,
+    )

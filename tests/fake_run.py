@@ -1,0 +1,177 @@
+"""Run directories without a model: vectors drawn so that each modality knows a chosen amount of what comes next."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from PIL import Image, ImageDraw
+
+from vlm2rec.config import parse_config
+from vlm2rec.data.candidates import draw_candidates
+from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.prepare import prepare
+from vlm2rec.data.sources import RawData
+from vlm2rec.data.splits import Split
+from vlm2rec.diagnostics.dropout import cosine_counts, dropout
+from vlm2rec.diagnostics.geometry import geometry
+from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.metrics import summarise
+from vlm2rec.runs import Run, write_json
+
+SIZE = 16
+COUNTING = ("poprec", "itemknn", "random")
+
+
+class FakeSource:
+    """A small shop; `pictures=False` leaves the image column empty."""
+
+    def __init__(self, items: int = 130, users: int = 60, pictures: bool = True, seed: int = 0) -> None:
+        self.items, self.users, self.pictures, self.seed = items, users, pictures, seed
+
+    def read(self) -> RawData:
+        rng = np.random.default_rng(self.seed)
+        items = pl.DataFrame(
+            {
+                "item_id": [f"i{n}" for n in range(self.items)],
+                "title": [f"Thing <{n}> & co" for n in range(self.items)],
+                "image": [f"{n}.png" if self.pictures else None for n in range(self.items)],
+            },
+            schema={"item_id": pl.String, "title": pl.String, "image": pl.String},
+        )
+        baskets = [rng.choice(self.items, size=14 if user % 5 == 0 else 7, replace=False) for user in range(self.users)]
+        # Everything is bought at least once, so that nothing drops out.
+        baskets[0] = np.arange(self.items)
+        events = [(f"u{u}", f"i{i}", t) for u, basket in enumerate(baskets) for t, i in enumerate(basket)]
+        interactions = pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row")
+        return RawData("fake shop", items, interactions, self._draw if self.pictures else None)
+
+    def _draw(self, name: str) -> Image.Image:
+        number = int(name.removesuffix(".png"))
+        image = Image.new("RGB", (48, 48), (number * 37 % 256, number * 91 % 256, number * 53 % 256))
+        ImageDraw.Draw(image).ellipse((8, 8, 40, 40), fill=(255 - number, number * 11 % 256, 120))
+        return image
+
+
+def fake_dataset(out: Path, pictures: bool = True, seed: int = 0) -> Dataset:
+    require = ("title", "image") if pictures else ("title",)
+    return prepare(FakeSource(pictures=pictures, seed=seed), out, require=require, k_core=0, picture_size=48)
+
+
+def fake_run(
+    out: Path,
+    dataset: Dataset,
+    kind: str = "sft",
+    seed: int = 0,
+    text: float = 1.0,
+    image: float = 0.5,
+    candidate_seed: int = 0,
+    settings: dict[str, dict[str, object]] | None = None,
+    oracle: bool = False,
+) -> Path:
+    """A finished run. `text` and `image`: how near a history's vector lies to its target's, against noise of 1."""
+    config = parse_config(
+        {
+            "seed": seed,
+            "data": {"path": str(dataset.path)},
+            "method": {"kind": kind},
+            "evaluation": {"candidate_seed": candidate_seed},
+            **(settings or {}),
+        }
+    )
+    run = Run.create(out, config)
+    run.record(data={"name": dataset.name, "fingerprint": dataset.fingerprint})
+    split = Split(dataset)
+    users = np.arange(split.n_users)
+    targets = np.array([split.target(int(user), "test") for user in users])
+    results: dict[str, object] = {
+        "schema": 1,
+        "method": kind,
+        "seed": seed,
+        "data": {
+            "users": split.n_users,
+            "items": split.n_items,
+            "interactions": dataset.interactions.height,
+            "evaluated_users": len(users),
+        },
+    }
+    world, rng = np.random.default_rng(99), np.random.default_rng([seed, sum(map(ord, kind))])
+    items = {view: world.standard_normal((split.n_items, SIZE)) for view in ("text", "image")}
+    histories = {
+        view: skill * items[view][targets] + rng.standard_normal((len(users), SIZE))
+        for view, skill in (("text", text), ("image", image))
+    }
+    for views in (items, histories):
+        views["fused"] = views["text"] + views["image"]
+    if kind not in COUNTING:
+        EmbeddingTable(dataset.item_ids, items).save(out / "items")
+        EmbeddingTable(dataset.user_ids, histories).save(out / "histories")
+    results["retrieval"], frames = _rank(split, users, targets, items, histories, candidate_seed, kind)
+    pl.concat(frames).write_parquet(out / "users.parquet")
+    if kind not in COUNTING:
+        sampled = draw_candidates(split, users, "test", "sampled", candidate_seed)
+        results["dropout"] = dropout(histories, items["fused"], targets, sampled)
+        results["geometry"] = {view: geometry(histories[view], items[view], targets, sampled, 0) for view in items}
+        start = {view: items[view][targets] * 0.3 + world.standard_normal((len(users), SIZE)) for view in items}
+        results["reference"] = {
+            "dropout": dropout(start, items["fused"], targets, sampled),
+            "geometry": {view: geometry(start[view], items[view], targets, sampled, 0) for view in items},
+        }
+    results["cost"] = {"seconds": {"train": 12.5, "evaluate": 0.8}}
+    if oracle:
+        results["oracle"] = {"sampled": {"N@20": 0.75}}
+    write_json(out / "results.json", results)
+    if kind in ("sft", "vlm2rec"):
+        _curves(out / "metrics.jsonl", rng, kind)
+    return out
+
+
+def _rank(split, users, targets, items, histories, candidate_seed, kind):
+    unit = {
+        name: {view: v / np.linalg.norm(v, axis=1, keepdims=True) for view, v in views.items()}
+        for name, views in (("items", items), ("histories", histories))
+    }
+    drawn = {name: draw_candidates(split, users, "test", name, candidate_seed) for name in ("sampled", "matched")}
+    everything = np.array([[item for item in range(split.n_items) if item != target] for target in targets])
+    unseen = everything.copy()
+    for user in users:
+        unseen[user, np.isin(unseen[user], split.history(int(user), "test"))] = -1
+    retrieval, frames = {}, []
+    asked = [("retrieval", "fused", name) for name in ("sampled", "matched", "full", "full_unseen")]
+    if kind not in COUNTING:
+        asked += [
+            (f"dropout:{short}", view, name) for short, view in (("t2f", "text"), ("v2f", "image")) for name in drawn
+        ]
+    for task, view, name in asked:
+        candidates = {**drawn, "full": everything, "full_unseen": unseen}[name]
+        above, ties = cosine_counts(unit["histories"][view], unit["items"]["fused"], targets, candidates)
+        if task == "retrieval":
+            retrieval[name] = summarise(above, ties)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "user_id": split.dataset.user_ids,
+                    "task": task,
+                    "view": name,
+                    "candidates": (candidates >= 0).sum(1).astype(np.int32),
+                    "above": above.astype(np.int32),
+                    "ties": ties.astype(np.int32),
+                }
+            )
+        )
+    return retrieval, frames
+
+
+def _curves(path: Path, rng: np.random.Generator, kind: str) -> None:
+    lines = []
+    for step in range(1, 301):
+        settled = 1 - np.exp(-step / 80)
+        line = {"kind": "train", "step": step, "loss": 4 - 1.5 * settled + 0.1 * rng.standard_normal()}
+        line |= {"margin_text": 0.3 * settled + 0.02 * rng.standard_normal()}
+        line |= {"margin_image": (0.2 if kind == "vlm2rec" else 0.03) * settled + 0.02 * rng.standard_normal()}
+        if kind == "vlm2rec":
+            line |= {"penalty": 3 - settled, "gap": 0.2 - 0.1 * settled}
+        lines.append(line)
+        if step % 100 == 0:
+            lines.append({"kind": "validation", "step": step, "N@20": 0.1 + 0.1 * settled})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tra')  # cut short by a kill

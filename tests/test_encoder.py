@@ -1,0 +1,218 @@
+"""The encoder on tiny random checkpoints of every family: nothing depends on how it is computed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import families
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from vlm2rec.backbones.load import load_backbone, towers
+from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
+from vlm2rec.encoder import Encoder
+from vlm2rec.errors import InputError
+from vlm2rec.objectives import Views
+
+EYES = [family for family in families.FAMILIES if family != "qwen2"]
+
+
+@dataclass
+class Shelf:
+    titles: list[str]
+    pictures: list[np.ndarray | None]
+
+
+def shelf(size: int = 56) -> Shelf:
+    rng = np.random.default_rng(0)
+    pictures: list[np.ndarray | None] = [rng.integers(0, 255, (size, size, 3), dtype=np.uint8) for _ in range(5)]
+    titles = ["a red lamp", "a blue mug", "a shirt whose name is long enough to be cut", "", "tea", "no picture"]
+    return Shelf(titles, [*pictures, None])
+
+
+HISTORIES = [[0], [1, 2, 0], [5, 3], [4, 4, 1, 2, 0]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {family: families.build(family, root / family) for family in families.FAMILIES}
+
+
+def build(folder: Path, batch_tokens: int = 8192, cache: bool = True, **prompt: object) -> Encoder:
+    settings = BackboneConfig(path=str(folder), cache_vision=cache)
+    return Encoder.build(settings, PromptConfig.model_validate(prompt), batch_tokens)
+
+
+def cosines(one: Views, other: Views) -> float:
+    return min(
+        float(torch.cosine_similarity(a, b, dim=-1).min())
+        for a, b in zip(one, other, strict=True)
+        if a is not None and b is not None
+    )
+
+
+@pytest.mark.parametrize("family", EYES)
+@pytest.mark.parametrize("fusion", ["external", "internal"])
+def test_a_vector_depends_on_its_own_prompt_only(folders: dict[str, Path], family: str, fusion: str) -> None:
+    encoder, catalogue = build(folders[family], fusion=fusion), shelf()
+    together = encoder.histories(catalogue, HISTORIES)
+    assert together.fused.shape == (4, 32)
+    assert (together.text is None) == (fusion == "internal")
+    narrow = build(folders[family], batch_tokens=1, fusion=fusion)
+    assert cosines(together, narrow.histories(catalogue, HISTORIES)) > 1 - 1e-5
+    for row, history in enumerate(HISTORIES):
+        alone = encoder.histories(catalogue, [history])
+        np.testing.assert_allclose(alone.fused[0], together.fused[row], atol=2e-5)
+    different = torch.pdist(torch.nn.functional.normalize(together.fused, dim=-1))
+    assert float(different.min()) > 1e-3, "the prompts do not reach the vectors"
+
+
+@pytest.mark.parametrize("family", list(families.FAMILIES))
+def test_an_item_is_a_history_of_one(folders: dict[str, Path], family: str) -> None:
+    encoder = build(folders[family], modalities="text" if family == "qwen2" else "both")
+    items, histories = encoder.items(shelf(), [2, 0]), encoder.histories(shelf(), [[2], [0]])
+    assert torch.equal(items.fused, histories.fused)
+
+
+@pytest.mark.parametrize("family", EYES)
+def test_kept_visual_tokens_equal_the_stock_model_on_pixels(folders: dict[str, Path], family: str) -> None:
+    encoder, catalogue = build(folders[family], modalities="image"), shelf()
+    backbone = encoder.backbone
+    assert backbone.vision is not None
+    prompt = encoder.prompts(catalogue, [[1, 2]])[0]
+    kept = encoder([prompt])
+    ids = torch.tensor([prompt.ids])
+    images = [hf.image_utils.to_numpy_array(catalogue.pictures[i]) for i in (1, 2)]
+    pixels = backbone.vision.processor(images=images, return_tensors="pt")
+    pixels.pop("num_patches", None)
+    pixels.pop("num_crops", None)
+    kinds = (ids == backbone.image_token).long()
+    name = {"gemma3": "token_type_ids"}.get(family, "mm_token_type_ids" if family.startswith("qwen") else None)
+    extra = {name: kinds} if name else {}
+    with torch.no_grad():
+        live = backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels, **extra).last_hidden_state
+    assert float(torch.cosine_similarity(kept[0], live[0, -1], dim=0)) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("family", EYES)
+def test_the_cache_changes_nothing(folders: dict[str, Path], family: str) -> None:
+    kept, live = (build(folders[family], cache=cache) for cache in (True, False))
+    catalogue = shelf()
+    kept.histories(catalogue, HISTORIES[:2])  # so that the second call finds some of its pictures
+    assert cosines(kept.histories(catalogue, HISTORIES), live.histories(catalogue, HISTORIES)) > 1 - 1e-3
+
+
+def test_a_new_catalogue_is_not_taken_for_the_old_one(folders: dict[str, Path]) -> None:
+    encoder, old, new = build(folders["llava"]), shelf(), shelf()
+    new.titles, new.pictures = new.titles[::-1], new.pictures[::-1]
+    encoder.items(old, range(6))
+    again, fresh = encoder.items(new, range(6)), build(folders["llava"]).items(new, range(6))
+    assert torch.equal(again.fused, fresh.fused)
+
+
+@pytest.mark.parametrize("family", list(families.FAMILIES))
+def test_lora_touches_the_language_model_only_and_starts_as_the_identity(folders: dict[str, Path], family: str) -> None:
+    encoder = build(folders[family], modalities="text" if family == "qwen2" else "both")
+    before = encoder.items(shelf(), range(3)).fused
+    encoder.add_lora(LoraSettings(rank=4), seed=1)
+    assert torch.equal(encoder.eval().items(shelf(), range(3)).fused, before)
+    trained = [name for name, p in encoder.backbone.model.named_parameters() if p.requires_grad]
+    # Rank 4, two layers: every q, k, v, o, gate, up and down of the language model, an A and a B each.
+    assert len(trained) == 2 * 2 * 7 and all("lora_" in name for name in trained)
+    counts = towers(encoder.backbone.model)
+    assert {part for part, count in counts.items() if count["trainable"]} == {"language"}
+    assert sum(count["all"] for count in counts.values()) == sum(p.numel() for p in encoder.backbone.model.parameters())
+    assert set(counts) == ({"language"} if family == "qwen2" else {"language", "vision", "projector"})
+
+
+def test_attention_only_lora(folders: dict[str, Path]) -> None:
+    encoder = build(folders["llava"])
+    encoder.add_lora(LoraSettings(rank=4, targets="attention"), seed=1)
+    names = [name for name, p in encoder.backbone.model.named_parameters() if p.requires_grad]
+    assert len(names) == 2 * 2 * 4 and not any("mlp" in name for name in names)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava", "qwen2"])
+def test_saved_and_loaded_is_the_same(folders: dict[str, Path], family: str, tmp_path: Path) -> None:
+    encoder = build(folders[family], modalities="text" if family == "qwen2" else "both", sum="unit")
+    encoder.add_lora(LoraSettings(rank=4), seed=1)
+    with torch.no_grad():
+        for name, parameter in encoder.backbone.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    expected = encoder.eval().histories(shelf(), HISTORIES)
+    encoder.save(tmp_path / "model")
+    assert not list((tmp_path / "model").glob("*.bin"))
+    loaded = Encoder.load(tmp_path / "model").histories(shelf(), HISTORIES)
+    np.testing.assert_allclose(loaded.fused.detach(), expected.fused.detach(), atol=1e-6)
+
+
+def test_the_fused_view_is_the_sum(folders: dict[str, Path]) -> None:
+    views = build(folders["llava"]).histories(shelf(), HISTORIES)
+    assert views.text is not None and views.image is not None
+    assert torch.equal(views.fused, views.text + views.image)
+    unit = build(folders["llava"], sum="unit").histories(shelf(), HISTORIES)
+    expected = views.text / views.text.norm(dim=1, keepdim=True) + views.image / views.image.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(unit.fused, expected, atol=1e-6)
+
+
+def test_each_pass_sees_its_own_modality(folders: dict[str, Path]) -> None:
+    encoder, one, two = build(folders["llava"]), shelf(), shelf()
+    two.titles = ["new " + title for title in two.titles]
+    first, second = encoder.items(one, range(5)), encoder.items(two, range(5))
+    assert first.image is not None and second.image is not None and first.text is not None and second.text is not None
+    assert torch.equal(first.image, second.image)
+    assert not torch.isclose(first.text, second.text).all(dim=1).any()
+
+
+def test_titles_are_cut_by_tokens(folders: dict[str, Path]) -> None:
+    short = build(folders["qwen2"], modalities="text", max_title_tokens=3)
+    long = build(folders["qwen2"], modalities="text", max_title_tokens=500)
+    title = shelf().titles[2]
+    lengths = [len(encoder.prompts(shelf(), [[2]])[0].ids) for encoder in (short, long)]
+    assert lengths[1] - lengths[0] == len(long.backbone.tokens(title)) - 3
+
+
+def test_the_chat_template_ends_every_prompt_alike(folders: dict[str, Path]) -> None:
+    encoder = build(folders["llava"])
+    tails = {tuple(prompt.ids[-12:]) for prompt in encoder.prompts(shelf(), HISTORIES)}
+    assert len(tails) == 1
+    decoded = encoder.backbone.tokenizer.decode(encoder.prompts(shelf(), [[0]])[0].ids)
+    assert decoded.startswith("<|im_start|>user\nA shopper") and decoded.endswith("<|im_start|>assistant\n")
+    bare = build(folders["llava"], chat=False)
+    assert "<|im_start|>" not in bare.backbone.tokenizer.decode(bare.prompts(shelf(), [[0]])[0].ids)
+
+
+def test_more_visual_tokens_for_larger_pictures(folders: dict[str, Path]) -> None:
+    encoder = build(folders["qwen2_5_vl"], modalities="image")
+    small = encoder.prompts(shelf(56), [[0]])[0].visuals[0].tokens
+    assert small.shape == (4, 32)
+    settings = BackboneConfig(path=str(folders["qwen2_5_vl"]), image_size=112)
+    larger = Encoder.build(settings, PromptConfig(modalities="image")).prompts(shelf(56), [[0]])[0].visuals[0].tokens
+    assert larger.shape == (16, 32)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(folders: dict[str, Path]) -> None:
+    encoder = build(folders["llava"])
+    with pytest.raises(InputError, match="takes .* tokens, the backbone reads 512"):
+        encoder.prompts(shelf(), [[0, 1] * 60])
+    with pytest.raises(InputError, match="data.max_history"):
+        encoder.check(shelf(), [[0], [0, 1] * 60])
+    encoder.check(shelf(), HISTORIES)
+    assert encoder.items(shelf(), [5]).fused.shape == (1, 32)
+
+
+def test_no_eyes_for_pictures(folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match=r"reads no pictures.*prompt\.modalities=text"):
+        build(folders["qwen2"])
+
+
+def test_a_missing_or_foreign_backbone_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nobody_knows"}))
+    for path in (tmp_path / "absent", tmp_path):
+        with pytest.raises(InputError, match=r"backbone\.path") as caught:
+            load_backbone(BackboneConfig(path=str(path)))
+        assert "\n" not in str(caught.value)
