@@ -216,3 +216,21 @@ def test_a_missing_or_foreign_backbone_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"backbone\.path") as caught:
             load_backbone(BackboneConfig(path=str(path)))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm", "internvl", "qwen2"])
+def test_a_shared_beginning_is_read_once_and_changes_nothing(folders: dict[str, Path], family: str) -> None:
+    encoder = build(folders[family], modalities="text" if family == "qwen2" else "both")
+    read: list[int] = []
+    encoder.backbone.model.register_forward_hook(
+        lambda _module, _args, kwargs, _output: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    whole = encoder.histories(shelf(), HISTORIES * 4)  # with gradients: every prompt from its first token
+    in_full = sum(read)
+    read.clear()
+    with torch.no_grad():
+        shared = encoder.histories(shelf(), HISTORIES * 4)
+    assert sum(read) < 0.9 * in_full
+    for one, other in zip(whole, shared, strict=True):
+        if one is not None and other is not None:
+            np.testing.assert_allclose(one.detach(), other, atol=2e-5)

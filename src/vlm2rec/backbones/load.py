@@ -29,7 +29,10 @@ _AROUND_PICTURE = {
     "smolvlm": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
 }
+_KINDS = ("token_type_ids", "mm_token_type_ids")
 _CONTENT = "VLM2REC-CONTENT"
+_ROWS_THAT_SHARE = 4
+_TOKENS_TO_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,30 @@ class Backbone:
         lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
         longest = int(lengths.max())
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.model.device)
-        inputs: dict[str, Any] = {"input_ids": padded, "use_cache": False}
-        accepted = _parameters(self.model)
-        if self.image_token is not None:
-            kinds = (padded == self.image_token).long()
-            # Gemma 3 attends both ways inside a picture; the Qwen families place pictures on a grid.
-            inputs.update({name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in accepted})
+        # Gemma 3 attends both ways inside a picture; the Qwen families place pictures on a grid.
+        kinds = [name for name in _KINDS if self.image_token is not None and name in _parameters(self.model)]
+        shared = 0 if kinds or torch.is_grad_enabled() else self._shared(ids)
+        inputs: dict[str, Any] = {"input_ids": padded[:, shared:], "use_cache": shared > 0}
+        inputs.update({name: (padded == self.image_token).long() for name in kinds})
+        if shared:
+            # What all rows begin with is read once. With a gradient it is not: the cache would be written to twice.
+            cache = self.model(input_ids=padded[:1, :shared], use_cache=True).past_key_values
+            cache.batch_repeat_interleave(len(ids))
+            inputs["past_key_values"] = cache
         if visuals:
             assert self.vision is not None
             inputs.update(self.vision.inputs(visuals))
         states: Tensor = self.model(**inputs).last_hidden_state
-        return states[torch.arange(len(ids), device=states.device), lengths - 1]
+        return states[torch.arange(len(ids), device=states.device), lengths - shared - 1]
+
+    def _shared(self, ids: Sequence[Sequence[int]]) -> int:
+        """How many first tokens all rows have in common; 0 where it would not pay. Never part of a picture."""
+        if len(ids) < _ROWS_THAT_SHARE:
+            return 0
+        first, last = min(ids), max(ids)  # rows between them in order share whatever these two do
+        limit = min(len(row) for row in ids) - 1
+        count = next((k for k in range(limit) if first[k] != last[k] or first[k] == self.image_token), limit)
+        return count if count >= _TOKENS_TO_SHARE else 0
 
 
 def load_backbone(settings: BackboneConfig) -> Backbone:

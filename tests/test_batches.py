@@ -1,0 +1,168 @@
+"""Batches: what is asked in training, and of whom. Held against loops over the rules."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from vlm2rec.config import TrainingConfig
+from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.splits import Split
+from vlm2rec.errors import InputError
+from vlm2rec.training.batches import Samples
+
+
+def samples(split: Split, seed: int = 0, **settings: object) -> Samples:
+    return Samples(split, TrainingConfig.model_validate({"batch_size": 8, **settings}), seed)
+
+
+@pytest.fixture(scope="module")
+def split(tiny_dataset: Dataset) -> Split:
+    return Split(tiny_dataset, max_history=4)
+
+
+@pytest.fixture
+def marked(from_sequences: Callable[..., Dataset]) -> Split:
+    """Every user buys items of their own, so an item says who and when: user u's event p is item 20 u + p.
+
+    Repeats are set by hand. The last two events of a user are bought by nobody else.
+    """
+    lengths = [3, 4, 5, 9, 15, 6, 6, 7, 12, 8]
+    sequences = [[20 * user + p for p in range(length)] for user, length in enumerate(lengths)]
+    sequences[3][2] = sequences[3][0]  # bought twice
+    sequences[4][6:9] = [sequences[3][5]] * 3  # three times, and another's item
+    sequences[5][3] = sequences[6][3]  # the same next item for two users
+    return Split(from_sequences(sequences, 200), max_history=4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"samples": "all"}, {"samples": "all", "samples_per_user": 2}, {"users": 5}])
+def test_a_batch_is_a_function_of_seed_and_step(split: Split, settings: dict[str, object]) -> None:
+    """Asked in any order, again, or of a fresh object."""
+    one = samples(split, **settings)
+    steps = list(range(3 * one.steps_per_epoch))
+    first = [one.batch(k) for k in steps]
+    other = samples(split, **settings)
+    for k in np.random.default_rng(0).permutation(steps):
+        again = other.batch(int(k))
+        assert (again.histories, again.targets) == (first[k].histories, first[k].targets)
+        np.testing.assert_array_equal(again.positive, first[k].positive)
+        np.testing.assert_array_equal(again.negatives, first[k].negatives)
+    different = samples(split, seed=1, **settings)
+    assert any(different.batch(k).histories != first[k].histories for k in steps)
+    assert first[0].histories != first[one.steps_per_epoch].histories, "epochs have the same order"
+
+
+def _owner(history: list[int]) -> int:
+    """Of `marked`: the first item of a history is the user's own in all but one user's, whose own are the most."""
+    return Counter(item // 20 for item in history).most_common(1)[0][0]
+
+
+def test_negatives_against_a_loop(marked: Split) -> None:
+    drawn = samples(marked, samples="all")
+    shared_targets = 0
+    for k in range(2 * drawn.steps_per_epoch):
+        batch = drawn.batch(k)
+        assert len(set(batch.targets)) == len(batch.targets)
+        shared_targets += len(batch.targets) < len(batch.histories)
+        assert batch.negatives.shape == (len(batch.histories), len(batch.targets))
+        assert batch.negatives.dtype == bool
+        for i, history in enumerate(batch.histories):
+            trained = marked.dataset.sequences[_owner(history)][:-2].tolist()
+            assert batch.targets[batch.positive[i]] in trained
+            for j, item in enumerate(batch.targets):
+                assert batch.negatives[i, j] == (item not in trained)
+    assert shared_targets, "no batch had two users with the same target"
+
+
+@pytest.mark.parametrize("mode", ["last", "all"])
+def test_samples_are_cut_from_the_training_events_only(marked: Split, mode: str) -> None:
+    drawn = samples(marked, samples=mode, batch_size=2)
+    held_out = {int(item) for events in marked.dataset.sequences for item in events[-2:]}
+    found = set()
+    for k in range(drawn.steps_per_epoch * 3):  # the order changes from epoch to epoch, and so does the remainder
+        batch = drawn.batch(k)
+        found |= {(tuple(h), batch.targets[p]) for h, p in zip(batch.histories, batch.positive, strict=True)}
+    expected = set()
+    for events in marked.dataset.sequences:
+        trained = [int(item) for item in events[:-2]]
+        positions = range(1, len(trained)) if mode == "all" else range(len(trained) - 1, len(trained))
+        expected |= {(tuple(trained[max(0, p - 4) : p]), trained[p]) for p in positions if p >= 1}
+    assert found <= expected and len(found) >= len(expected) - 1
+    assert not held_out & {item for history, target in found for item in (*history, target)}
+
+
+def test_what_was_held_out_changes_nothing(from_sequences: Callable[..., Dataset]) -> None:
+    """S[-2] and S[-1] could hold anything: the same batches, masks too."""
+    rng = np.random.default_rng(3)
+    trained = [rng.integers(0, 20, rng.integers(2, 9)).tolist() for _ in range(12)]
+    ends = [[[0, 1]] * 12, [rng.integers(0, 20, 2).tolist() for _ in range(12)]]
+    # A user who buys everything keeps the catalogues equal.
+    both = [
+        samples(Split(from_sequences([[*t, *e] for t, e in zip(trained, end, strict=True)] + [list(range(20))], 20, n)))
+        for n, end in zip("ab", ends, strict=True)
+    ]
+    for k in range(2 * both[0].steps_per_epoch):
+        one, other = (drawn.batch(k) for drawn in both)
+        assert (one.histories, one.targets) == (other.histories, other.targets)
+        np.testing.assert_array_equal(one.negatives, other.negatives)
+
+
+def test_users_without_two_events_to_train_on_are_left_out(marked: Split) -> None:
+    assert samples(marked).users.tolist() == list(range(1, 10))  # user 0 has three events in all
+
+
+def test_nobody_to_train_on(from_sequences: Callable[..., Dataset]) -> None:
+    with pytest.raises(InputError, match="no user has two events") as caught:
+        samples(Split(from_sequences([[0, 1, 2], [2, 1, 0]], 3)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"samples": "all"}, {"samples": "all", "samples_per_user": 3}, {"samples": "all", "users": 7}]
+)
+def test_an_epoch_holds_each_sample_once_but_the_remainder(marked: Split, settings: dict[str, object]) -> None:
+    drawn = samples(marked, **settings)
+    epochs = []
+    for epoch in range(4):
+        seen: list[tuple[tuple[int, ...], int]] = []
+        for k in range(epoch * drawn.steps_per_epoch, (epoch + 1) * drawn.steps_per_epoch):
+            batch = drawn.batch(k)
+            seen += [(tuple(h), batch.targets[p]) for h, p in zip(batch.histories, batch.positive, strict=True)]
+        assert len(seen) == drawn.steps_per_epoch * 8 or drawn.steps_per_epoch == 1
+        assert len(drawn) - len(seen) < 8
+        repeated = [count for count in Counter(seen).values() if count > 1]
+        assert not repeated
+        epochs.append(set(seen))
+    assert len(set.union(*epochs)) > len(epochs[0]) or len(drawn) == len(epochs[0])
+
+
+def test_samples_per_user(marked: Split) -> None:
+    drawn = samples(marked, samples="all", samples_per_user=3, batch_size=2)
+    assert len(drawn) == sum(min(3, len(events) - 1) for events in marked.train if len(events) >= 2)
+    owners: Counter[int] = Counter()
+    for k in range(drawn.steps_per_epoch):
+        owners.update(_owner(history) for history in drawn.batch(k).histories)
+    assert max(owners.values()) <= 3
+    assert len(samples(marked, samples="last", samples_per_user=3)) == 9
+
+
+def test_fewer_samples_than_a_batch_make_one_smaller_batch(marked: Split) -> None:
+    drawn = samples(marked, batch_size=64)
+    assert drawn.steps_per_epoch == 1
+    assert len(drawn.batch(0).histories) == len(drawn.batch(1).histories) == 9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_shot_users_are_nested(split: Split, seed: int) -> None:
+    chosen = [set(samples(split, seed=seed, users=count).users.tolist()) for count in (3, 8, 20)]
+    assert [len(users) for users in chosen] == [3, 8, 20]
+    assert chosen[0] < chosen[1] < chosen[2]
+    assert set(samples(split, seed=seed + 1, users=20).users.tolist()) != chosen[2]
+    assert len(samples(split, seed=seed, users=10_000).users) == split.n_users
+
+
+def test_few_shot_batches_hold_those_users_only(marked: Split) -> None:
+    drawn = samples(marked, users=4, samples="all", batch_size=2)
+    owners = {_owner(h) for k in range(drawn.steps_per_epoch * 3) for h in drawn.batch(k).histories}
+    assert owners == set(drawn.users.tolist())
