@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-import vlm2rec.training.align as module
+import vlm2rec.backbones.align as module
+from vlm2rec.backbones.align import CUE, align, batch, split_by_title
 from vlm2rec.backbones.efficientnet import EfficientNetLiteConfig
 from vlm2rec.backbones.smol import image_processor
 from vlm2rec.errors import InputError
-from vlm2rec.training.align import CUE, align, batch, split_by_title
 
 SIDE = 32
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (30, 30, 220), "white": (245, 245, 245)}

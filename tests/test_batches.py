@@ -31,7 +31,7 @@ def marked(from_sequences: Callable[..., Dataset]) -> Split:
     lengths = [3, 4, 5, 9, 15, 6, 6, 7, 12, 8]
     sequences = [[20 * user + p for p in range(length)] for user, length in enumerate(lengths)]
     sequences[3][2] = sequences[3][0]  # bought twice
-    sequences[4][6:9] = [sequences[3][5]] * 3  # three times, and another's item
+    sequences[4][6] = sequences[4][11] = sequences[3][5]  # twice, and another's item
     sequences[5][3] = sequences[6][3]  # the same next item for two users
     return Split(from_sequences(sequences, 200), max_history=4)
 
@@ -54,7 +54,7 @@ def test_a_batch_is_a_function_of_seed_and_step(split: Split, settings: dict[str
 
 
 def _owner(history: list[int]) -> int:
-    """Of `marked`: the first item of a history is the user's own in all but one user's, whose own are the most."""
+    """Of `marked`: whose items most of a history are."""
     return Counter(item // 20 for item in history).most_common(1)[0][0]
 
 

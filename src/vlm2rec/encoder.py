@@ -201,7 +201,7 @@ class Encoder(nn.Module):
         if item not in self._titles:
             assert self._catalogue is not None
             title = self._catalogue.titles[item] or "(no title)"
-            self._titles[item] = self.backbone.tokens(title)[: self.prompt.max_title_tokens]
+            self._titles[item] = self.backbone.title_tokens(title)[: self.prompt.max_title_tokens]
         return self._titles[item]
 
     def _look_at(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> None:

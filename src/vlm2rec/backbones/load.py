@@ -57,8 +57,12 @@ class Backbone:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of a piece of a prompt, without special tokens of its own."""
+        """Token ids of a piece of a prompt; a special token's name in it stands for that token."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def title_tokens(self, title: str) -> list[int]:
+        """Token ids of a title, all of it taken as plain words: one that says "<image>" is no picture."""
+        return list(self.tokenizer(title, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def picture_tokens(self, count: int) -> list[int]:
         """The run of ids that stands for a picture of `count` visual tokens."""
@@ -95,7 +99,7 @@ class Backbone:
         kinds = [name for name in _KINDS if self.image_token is not None and name in _parameters(self.model)]
         shared = 0 if kinds or torch.is_grad_enabled() else self._shared(ids)
         inputs: dict[str, Any] = {"input_ids": padded[:, shared:], "use_cache": shared > 0}
-        inputs.update({name: (padded == self.image_token).long() for name in kinds})
+        inputs.update({name: torch.eq(padded, self.image_token or 0).long() for name in kinds})
         if shared:
             # What all rows begin with is read once. With a gradient it is not: the cache would be written to twice.
             cache = self.model(input_ids=padded[:1, :shared], use_cache=True).past_key_values
@@ -111,7 +115,10 @@ class Backbone:
         """How many first tokens all rows have in common; 0 where it would not pay. Never part of a picture."""
         if len(ids) < _ROWS_THAT_SHARE:
             return 0
-        first, last = min(ids), max(ids)  # rows between them in order share whatever these two do
+        first, last = (
+            min(map(tuple, ids)),
+            max(map(tuple, ids)),
+        )  # rows between them in order share whatever these two do
         limit = min(len(row) for row in ids) - 1
         count = next((k for k in range(limit) if first[k] != last[k] or first[k] == self.image_token), limit)
         return count if count >= _TOKENS_TO_SHARE else 0

