@@ -106,12 +106,17 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, nn.M
 
 
 def test_it_learns_and_says_so(uninterrupted: tuple[State, nn.ModuleDict, Path]) -> None:
-    state, _, folder = uninterrupted
+    state, module, folder = uninterrupted
+    inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    before, after = (
+        float((each["net"].eval()(inputs) - inputs.sum(1, keepdim=True)).square().mean().detach())
+        for each in (make_module(), module)
+    )
+    assert after < before
     written = read_metrics(folder / "metrics.jsonl", "train")
     assert [line["step"] for line in written] == list(range(1, 10))
     assert [line["epoch"] for line in written] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert state.step == 9 and state.seconds > 0
-    assert np.mean([line["loss"] for line in written[-3:]]) < np.mean([line["loss"] for line in written[:3]])
     assert all(line["samples_per_s"] > 0 and line["memory_gib"] > 0 for line in written)
     order = [(line["kind"], line["step"]) for line in lines(folder)]
     assert [step for kind, step in order if kind == "validation"] == [3, 6, 9]
@@ -196,21 +201,19 @@ class Killer:
             raise Killed
 
 
-def test_killed_at_any_touch_of_the_disk(
-    tmp_path: Path, killer: Killer, uninterrupted: tuple[State, nn.ModuleDict, Path]
-) -> None:
-    """Every file operation of a run is a place to die at; steps 3 to 6 hold a validation, a best and a plain save."""
-    train(tmp_path / "count")
+def test_killed_at_any_touch_of_the_disk(tmp_path: Path, killer: Killer) -> None:
+    """Every file operation of a run is a place to die at: plain checkpoints, validations, a best and a better one."""
+    straight = tmp_path / "straight"
+    expected = (*train(straight, epochs=2), straight)
     total = killer.count
-    assert total > 100
-    for n in range(1, total + 1, 3 if os.environ.get("CI") else 1):
+    assert total > 60
+    for n in range(1, total + 1):
         folder = tmp_path / str(n)
         killer.count, killer.at = 0, n
         with pytest.raises(Killed):
-            train(folder)
+            train(folder, epochs=2)
         killer.at = 10**9
-        check_same(folder, train(folder), uninterrupted)
-        shutil.rmtree(folder)
+        check_same(folder, train(folder, epochs=2), expected)
 
 
 def test_done_is_done(tmp_path: Path, uninterrupted: tuple[State, nn.ModuleDict, Path]) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder
+from vlm2rec.progress import progress
 from vlm2rec.runs import replacing
 
-_SHARD = 256
+_SHARD = 128
 
 
 def encode(
@@ -31,12 +31,14 @@ def encode(
     """
     parts = out.with_name(out.name + ".parts")
     shards = list(_shards(histories))
-    for number, shard in track(list(enumerate(shards)), description=title, transient=True):
-        path = parts / f"{number:06d}.npy"
-        if not path.exists():
-            vectors = _vectors(encoder, catalogue, shard)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.save(file, vectors)
+    with progress(title, len(histories)) as tell:
+        for number, shard in enumerate(shards):
+            path = parts / f"{number:06d}.npy"
+            if not path.exists():
+                vectors = _vectors(encoder, catalogue, shard)
+                with replacing(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, vectors)
+            tell(min((number + 1) * _SHARD, len(histories)), "")
     stacked = np.concatenate([np.load(parts / f"{number:06d}.npy") for number in range(len(shards))], axis=1)
     names = ("fused", "text", "image")[: len(stacked)]
     table = EmbeddingTable(np.array(ids, dtype=str), dict(zip(names, stacked, strict=True)))

@@ -26,6 +26,7 @@ from vlm2rec.data.images import FITS, Fit
 from vlm2rec.data.sources import RawData, Source
 from vlm2rec.data.tables import MIN_EVENTS, Core, clean_interactions, clean_items, core
 from vlm2rec.errors import InputError
+from vlm2rec.progress import progress as show
 
 Progress = Callable[[int, int], None]
 """Told (pictures done, pictures in all) after each picture."""
@@ -87,15 +88,9 @@ def prepare(
 
 @contextmanager
 def picture_bar() -> Iterator[Progress]:
-    """A progress bar on the terminal (standard error) to give to `prepare`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("pictures", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """Progress on the terminal to give to `prepare`."""
+    with show("pictures", None) as tell:
+        yield lambda done, total: tell(done, f"of {total}")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,16 @@ from vlm2rec.runs import metrics_lines, write_text
 class MetricsLog:
     """A `metrics.jsonl`, and the same scalars for TensorBoard beside it.
 
-    Continuing from step k drops the lines after k: they will be written again, the same.
+    Continuing from step `after`, with `validated` epochs validated, drops the lines beyond: they will be written
+    again, the same.
     """
 
-    def __init__(self, path: Path, after: int = 0) -> None:
-        kept = [line for line in metrics_lines(path) if line["step"] <= after] if after else []
+    def __init__(self, path: Path, after: int = 0, validated: int = 0) -> None:
+        kept = [
+            line
+            for line in metrics_lines(path)
+            if line["step"] <= after and (line["kind"] != "validation" or line["epoch"] <= validated)
+        ]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=after + 1)

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm2rec.config import TrainingConfig
+from vlm2rec.progress import progress
 from vlm2rec.runs import read_json, replacing_folder, write_json
 from vlm2rec.training.log import MetricsLog
 
@@ -75,15 +75,14 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints", trained, optimizer)
     state = checkpoints.resume()
     total = settings.epochs * steps_per_epoch
-    log = MetricsLog(folder / "metrics.jsonl", after=state.step)
+    log = MetricsLog(folder / "metrics.jsonl", after=state.step, validated=state.validated)
     saved_at = time.monotonic()
-    with _progress() as bar:
-        task = bar.add_task(title, total=total, completed=state.step, note="")
+    with progress(title, total, state.step) as tell:
         while True:
             epoch = state.step // steps_per_epoch
             if epoch > state.validated and state.step % steps_per_epoch == 0:
                 if validate is not None:
-                    bar.update(task, note="validating")
+                    tell(state.step, "validating")
                     module.eval()
                     figures = dict(validate(epoch))
                     log.write("validation", state.step, {"epoch": epoch, **figures})
@@ -112,7 +111,7 @@ def fit(
             figures |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "memory_gib": memory_gib()}
             figures["samples_per_s"] = figures.pop("samples", float(settings.batch_size)) / seconds
             log.write("train", state.step, {"epoch": epoch + 1, **figures})
-            bar.update(task, completed=state.step, note=f"loss {figures.get('loss', math.nan):.3f}")
+            tell(state.step, f"loss {figures.get('loss', math.nan):.3f}")
             due = time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS
             if due or state.step % settings.checkpoint_every == 0 or state.step % steps_per_epoch == 0:
                 checkpoints.save(state)
@@ -134,7 +133,7 @@ def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
 
 
 class Checkpoints:
-    """`step-N/` folders to continue from (the last one is kept) and `best-epoch-N/`."""
+    """`step-N-E/` folders to continue from, E epochs validated (the last one is kept), and `best-epoch-N/`."""
 
     def __init__(self, folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Any) -> None:
         self.folder = folder
@@ -142,8 +141,12 @@ class Checkpoints:
         self._optimizer = optimizer
 
     def save(self, state: State) -> None:
-        """Write a checkpoint, then drop the ones before it."""
-        path = self.folder / f"step-{state.step:08d}"
+        """Write a checkpoint, then drop the ones before it.
+
+        Validation does not move the step, so its count is in the name too: no checkpoint ever takes another's place,
+        and whenever a kill comes, the last one by name is whole.
+        """
+        path = self.folder / f"step-{state.step:08d}-{state.validated:04d}"
         with replacing_folder(path) as temporary:
             save_file(self._weights(), temporary / "trained.safetensors")
             save_file(self._moments(), temporary / "optimizer.safetensors")
@@ -213,14 +216,3 @@ def memory_gib() -> float:
 def _mix(seed: int, step: int) -> int:
     """One number for a (seed, step) pair."""
     return (seed * 1_000_003 + step * 7_919 + 12_345) % 2**63
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        transient=True,
-    )
