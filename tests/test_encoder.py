@@ -243,3 +243,14 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(folders: dict[str, 
     for one, other in zip(whole, shared, strict=True):
         if one is not None and other is not None:
             np.testing.assert_allclose(one.detach(), other, atol=2e-5)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = families.build("llava", tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    dropped = next(name for name in weights if "q_proj" in name)
+    save_file({name: w for name, w in weights.items() if name != dropped}, broken / "model.safetensors")
+    with pytest.raises(InputError, match="1 weights are missing"):
+        build(broken)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_job import without_clock
 from torch import Tensor, nn
 
+import vlm2rec.training.log as log
 import vlm2rec.training.loop as loop
 from vlm2rec.config import TrainingConfig
 from vlm2rec.runs import metrics_lines, read_metrics
@@ -179,10 +181,13 @@ class Killer:
             self._tick()
             rmtree(path, *args, **kwargs)
 
-        for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "fsync"), (Path, "mkdir"), (tempfile, "mkstemp")):
+        for owner, name in (
+            (Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (tempfile, "mkstemp"), (tempfile, "mkdtemp"),
+            (loop, "save_file"),
+        ):  # fmt: skip
             patch.setattr(owner, name, self._watched(getattr(owner, name)))
-        patch.setattr(tempfile, "mkdtemp", self._watched(tempfile.mkdtemp))
-        patch.setattr(loop, "save_file", self._watched(loop.save_file))
+        patch.setattr(os, "fsync", self._watched(lambda handle: None))
+        patch.setattr(log, "SummaryWriter", MagicMock())  # slow, and nothing is read from it
         patch.setattr(loop.MetricsLog, "write", self._watched(loop.MetricsLog.write, after=True))
         patch.setattr(shutil, "rmtree", half_rmtree)
 
@@ -303,6 +308,21 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     moments = load_file(next((tmp_path / "checkpoints").glob("step-*")) / "optimizer.safetensors")
     first = next(value for name, value in moments.items() if name.endswith(".exp_avg"))
     assert float(first.norm()) == pytest.approx(0.1 * 2.0, rel=1e-4)  # (1 - beta1) of the clipped gradient
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_ends_it(value: float, tmp_path: Path) -> None:
+    """Before it reaches the weights, so the last checkpoint is sound."""
+    module = nn.ModuleDict({"a": nn.ParameterList([torch.ones(2)])})
+
+    def step(k: int, backward: Callable[[Tensor], None]) -> Mapping[str, float]:
+        backward((module["a"][0] * (value if k == 3 else 1.0)).sum())
+        return {"loss": 0.0}
+
+    with pytest.raises(FloatingPointError, match=r"step 4 .*training\.lr"):
+        fit(module, step, steps_per_epoch=2, settings=settings(), seed=0, folder=tmp_path)
+    assert torch.isfinite(module["a"][0]).all()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl", "train")] == [1, 2, 3]
 
 
 def test_learning_rate_by_hand() -> None:

@@ -8,7 +8,16 @@ import pytest
 
 from vlm2rec.config import Config, load_config, parse_config
 from vlm2rec.errors import InputError
-from vlm2rec.runs import Run, metrics_lines, read_json, read_metrics, replacing, replacing_folder, write_json, write_text
+from vlm2rec.runs import (
+    Run,
+    metrics_lines,
+    read_json,
+    read_metrics,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_text,
+)
 
 
 def config(**given: object) -> Config:
@@ -168,7 +177,7 @@ def test_a_folder_is_never_half_there(tmp_path: Path, monkeypatch: pytest.Monkey
     whole = files(path)
 
     def killed(folder: Path, *args: object, **kwargs: object) -> None:
-        for file in sorted(Path(folder).iterdir())[:1]:
+        for file in sorted(Path(folder).glob("*"))[:1]:
             file.unlink()
         raise KeyboardInterrupt
 

@@ -9,14 +9,14 @@ from vlm2rec.data.dataset import Dataset
 TRAINING = {"batch_size": 16, "epochs": 2, "samples": "last", "lr": 1e-3, "checkpoint_every": 1}
 
 
-def raw_config(dataset: Dataset | Path, backbone: Path, kind: str = "vlm2rec", **sections: Any) -> dict[str, Any]:
+def raw_config(dataset: Dataset | Path, checkpoint: Path, kind: str = "vlm2rec", /, **sections: Any) -> dict[str, Any]:
     """A configuration as nested mappings; `sections` are laid over it, key by key."""
     path = dataset.path if isinstance(dataset, Dataset) else dataset
     raw: dict[str, Any] = {
         "preset": "small",
         "data": {"path": str(path)},
         "method": {"kind": kind},
-        "backbone": {"path": str(backbone), "lora": {"rank": 4}},
+        "backbone": {"path": str(checkpoint), "lora": {"rank": 4}},
         "training": dict(TRAINING),
     }
     for section, values in sections.items():
@@ -24,9 +24,9 @@ def raw_config(dataset: Dataset | Path, backbone: Path, kind: str = "vlm2rec", *
     return raw
 
 
-def make_config(dataset: Dataset | Path, backbone: Path, kind: str = "vlm2rec", **sections: Any) -> Config:
+def make_config(dataset: Dataset | Path, checkpoint: Path, kind: str = "vlm2rec", /, **sections: Any) -> Config:
     """The same, checked."""
-    return parse_config(raw_config(dataset, backbone, kind, **sections))
+    return parse_config(raw_config(dataset, checkpoint, kind, **sections))
 
 
 def write_config(path: Path, config: Config) -> Path:

@@ -44,12 +44,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app()
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         _fail(str(error))
     except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror or error}")
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         print("vlm2rec: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -7,6 +7,7 @@ already lists it, so running again continues.
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +83,7 @@ def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> 
     folders = []
     for number, (values, config) in enumerate(configs, start=1):
         name = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(axes, values, strict=True)) or "run"
+        name = name.replace("/", "_")  # a path, say
         say(f"[{number}/{len(configs)}] {out / name}")
         run(config, out / name, shared=out / ".shared")
         folders.append(out / name)
@@ -99,22 +101,23 @@ class Job:
     _encoder: "Encoder | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("several processes cannot share one run yet; start vlm2rec by itself, on one GPU")
         if self._has_backbone and self.config.prompt.modalities != "text" and not any(self.dataset.pictures.digests):
             raise InputError(
                 f"{self.config.data.path}: has no pictures, which prompt.modalities = "
                 f"{self.config.prompt.modalities!r} needs; prepare it with pictures, or set prompt.modalities=text"
             )
-        if self._has_backbone:
+        if self._has_backbone and not self._is_done("reference"):
             # Data, backbone and prompts are tried before a directory is made.
-            histories = [self.split.history(int(user), "test").tolist() for user in self.users]
+            histories = [self.split.history(user, "test").tolist() for user in range(self.split.n_users)]
             self.encoder.check(self.dataset, histories)
         self.run = Run.create(self.out, self.config)
-        known = self.run.manifest.get("data", {}).get("fingerprint")
-        if known is not None and known != self.dataset.fingerprint:
+        data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
+        if self.run.manifest.setdefault("data", data)["fingerprint"] != data["fingerprint"]:
             raise InputError(
                 f"{self.out}: was made from other data than {self.config.data.path} holds now; give another --out"
             )
-        self.run.record(data={"name": self.dataset.name, "fingerprint": self.dataset.fingerprint})
 
     @cached_property
     def split(self) -> Split:
@@ -130,12 +133,12 @@ class Job:
     @property
     def encoder(self) -> "Encoder":
         """The encoder: as it comes before training, the trained one after."""
-        from vlm2rec.encoder import Encoder
-        from vlm2rec.methods.vlm import build_encoder
+        from vlm2rec.methods.vlm import build_encoder, load_encoder
 
         if self._encoder is None:
-            model = self.out / "model"
-            self._encoder = Encoder.load(model) if model.exists() else build_encoder(self.config)
+            # Not whatever lies in model/: a run killed between saving it and listing it comes to training's end again.
+            trained = self._is_done("train")
+            self._encoder = load_encoder(self.out / "model") if trained else build_encoder(self.config)
         return self._encoder
 
     def reference(self) -> Mapping[str, Any]:
@@ -169,12 +172,16 @@ class Job:
             for name in ("items", "histories"):
                 shutil.copytree(folder / name, self.out / name, dirs_exist_ok=True)
         if self.shared is None:
+            (folder / "reference.json").unlink()  # first: it says that the rest is whole
             shutil.rmtree(folder)
         return {}
 
     def train(self) -> Mapping[str, Any]:
         """Fine-tune, where the method does."""
-        if not self._has_backbone or isinstance(self.config.method, Vanilla):
+        if not self._has_backbone:
+            return {}
+        if isinstance(self.config.method, Vanilla):
+            self.encoder.save(self.out / "model")
             return {}
         from vlm2rec.methods.vlm import train
 
@@ -245,6 +252,10 @@ class Job:
     def _has_backbone(self) -> bool:
         return not isinstance(self.config.method, PopRec | ItemKNN | Random)
 
+    def _is_done(self, stage: str) -> bool:
+        """Whether the directory, if there is one yet, lists a stage."""
+        return (self.out / "manifest.json").exists() and Run.open(self.out).is_done(stage)
+
     def _diagnose(self, histories: EmbeddingTable, items: EmbeddingTable) -> dict[str, Any]:
         seed = self.config.evaluation.candidate_seed
         targets = np.array([self.split.target(int(user), "test") for user in self.users])
@@ -283,8 +294,10 @@ def _axes(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     for override in overrides:
         path, value = parse_override(override)
         text = override.partition("=")[2]
-        if "," in text and not isinstance(value, list):
+        if "," in text and isinstance(value, str) and value == text.strip():  # not a list, nor a string in quotes
             axes[".".join(path)] = [part.strip() for part in text.split(",") if part.strip()]
+            if not axes[".".join(path)]:
+                raise InputError(f"--set {override}: lists no value; write it as section.key=a,b,c")
         else:
             fixed.append(override)
     return fixed, axes

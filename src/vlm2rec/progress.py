@@ -12,6 +12,7 @@ Tell = Callable[[int, str], None]
 """Told how much is done, and a note to show beside it."""
 
 _SECONDS_BETWEEN_LINES = 20.0
+_CONSOLE = Console(stderr=True)  # one for all: a bar inside another one's work is drawn below it
 
 
 @contextmanager
@@ -21,8 +22,7 @@ def progress(title: str, total: int | None, done: int = 0) -> Iterator[Tell]:
         yield _lines(title, total)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, transient=True) as bar:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=_CONSOLE, transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
         yield lambda count, note: bar.update(task, completed=count, note=note)
 

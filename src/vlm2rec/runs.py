@@ -51,7 +51,7 @@ class Run:
                     f"{path}: is a run of another config ({different}); give another --out, or remove the folder"
                 )
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(_of_a_start(file.name) for file in path.iterdir())):
             raise InputError(f"{path}: exists and is no run directory; give another --out")
         path.mkdir(parents=True, exist_ok=True)
         manifest = {"schema": 1, "seed": config.seed, "versions": _versions(), "done": {}}
@@ -64,7 +64,7 @@ class Run:
     def open(cls, path: Path) -> "Run":
         """Read an existing run directory. Raises InputError if it is none."""
         manifest = read_json(path / "manifest.json", "run directory")
-        if "config" not in manifest:
+        if not {"config", "done"} <= manifest.keys():
             raise InputError(f"{path}: manifest.json is not that of a run; give a folder that `vlm2rec run` wrote")
         config = parse_config(manifest["config"], origin=str(path / "manifest.json"))
         return cls(path, config, manifest)
@@ -154,14 +154,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`; takes its place when the block ends well, removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
         temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
+        if path.exists():  # a folder cannot be replaced in one step, and one half removed must not be left in place
+            path.replace(old)
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _of_a_start(name: str) -> bool:
+    """Whether a file is one that making a run directory leaves when it is killed."""
+    return name == "config.toml" or name.startswith((".config.toml.", ".manifest.json."))
 
 
 def _versions() -> dict[str, str]:

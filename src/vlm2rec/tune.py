@@ -27,6 +27,9 @@ def tune(
     base = load_config(path, overrides)
     if base.method.kind not in ("sft", "vlm2rec"):
         raise InputError(f"{path}: method.kind={base.method.kind} trains nothing, so there is nothing to tune")
+    for key, values in choices:
+        for value in values:  # a wrong one is found now, not when it happens to be drawn
+            load_config(path, [*overrides, f"{key}={value}"])
     table: list[dict[str, Any]] = []
     for number in range(trials):
         rng = np.random.default_rng([base.seed, number])

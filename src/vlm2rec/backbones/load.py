@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -97,7 +98,8 @@ class Backbone:
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.model.device)
         # Gemma 3 attends both ways inside a picture; the Qwen families place pictures on a grid.
         kinds = [name for name in _KINDS if self.image_token is not None and name in _parameters(self.model)]
-        shared = 0 if kinds or torch.is_grad_enabled() else self._shared(ids)
+        # In training each row draws dropout of its own, the same with a gradient and without (GradCache).
+        shared = 0 if kinds or torch.is_grad_enabled() or self.model.training else self._shared(ids)
         inputs: dict[str, Any] = {"input_ids": padded[:, shared:], "use_cache": shared > 0}
         inputs.update({name: torch.eq(padded, self.image_token or 0).long() for name in kinds})
         if shared:
@@ -133,14 +135,22 @@ def load_backbone(settings: BackboneConfig) -> Backbone:
     path = _resolve(settings.path)
     try:
         config = AutoConfig.from_pretrained(path)
-        model = AutoModel.from_pretrained(path, config=config, dtype=_dtype(settings.dtype))
+        model, found = AutoModel.from_pretrained(
+            path, config=config, dtype=_dtype(settings.dtype), output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"backbone.path = {settings.path!r}: no model could be loaded from it ({reason});"
             " give the folder of a Hugging Face checkpoint, a hub name, or nano"
         ) from None
+    if found["missing_keys"]:  # transformers fills them with random numbers
+        missing = sorted(found["missing_keys"])
+        raise InputError(
+            f"backbone.path = {settings.path!r}: {len(missing)} weights are missing ({missing[0]}, …);"
+            " fetch or build the checkpoint again"
+        )
     model.requires_grad_(False).eval()
     image_token = getattr(config, "image_token_id", None) if hasattr(config, "vision_config") else None
     vision = VisionTower.load(path, model, settings.image_size) if image_token is not None else None

@@ -64,7 +64,10 @@ class VisionTower:
         images = [self._image(picture) for picture in pictures]
         inputs = self.processor(images=images, return_tensors="pt")
         given = {name: inputs[name].to(self.model.device) for name in _INPUTS if name in inputs}
+        training = self.model.training
+        self.model.eval()  # frozen: dropout would leave what is kept to chance
         outputs = self.model.get_image_features(**given)
+        self.model.train(training)
         self._stacks = isinstance(outputs.pooler_output, Tensor)
         grids = given.get("image_grid_thw")
         if grids is None:

@@ -25,11 +25,13 @@ from vlm2rec.training.loop import State, fit
 
 
 def build_encoder(config: Config) -> Encoder:
-    """The backbone of a configuration, without adapters."""
-    encoder = Encoder.build(config.backbone, config.prompt, config.evaluation.batch_tokens)
-    if torch.cuda.is_available():
-        encoder.cuda()
-    return encoder
+    """The backbone of a configuration, without adapters, on the GPU where there is one."""
+    return _placed(Encoder.build(config.backbone, config.prompt, config.evaluation.batch_tokens))
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """A trained encoder from a run's `model/`, on the GPU where there is one."""
+    return _placed(Encoder.load(folder))
 
 
 def build_objective(config: Config) -> Objective:
@@ -106,6 +108,10 @@ def fingerprint(encoder: Encoder) -> str:
                 f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.double().sum().item():.10e}".encode()
             )
     return digest.hexdigest()
+
+
+def _placed(encoder: Encoder) -> Encoder:
+    return encoder.cuda() if torch.cuda.is_available() else encoder
 
 
 def _step(

@@ -58,7 +58,8 @@ def fit(
     """Train the parameters of `module` that want a gradient; leave it with the best epoch's weights.
 
     `folder` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`; with checkpoints in it, training goes on from
-    the last one. Without `validate` the last weights are the best.
+    the last one. Without `validate` the last weights are the best. Raises FloatingPointError where a gradient is
+    not finite: one step further, no weight would be.
     """
     accelerator = Accelerator()
     module.to(accelerator.device)
@@ -103,6 +104,10 @@ def fit(
             module.train()
             figures = dict(step(state.step, accelerator.backward))
             norm = accelerator.clip_grad_norm_(list(trained.values()), settings.clip)
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient of step {state.step + 1} is not finite; lower training.lr or use float32"
+                )
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
