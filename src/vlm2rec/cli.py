@@ -139,13 +139,13 @@ def backbone(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the alignment.")] = 400,
 ) -> None:
     """A small backbone for machines without a model hub, in Hugging Face layout."""
-    from vlm2rec.backbones.nano import build_nano
+    from vlm2rec.backbones.nano import copy_nano
     from vlm2rec.backbones.smol import build_smol
 
     if tokens not in (4, 16):
         raise InputError(f"--tokens {tokens}: give 4 or 16")
     if kind == "nano":
-        build_nano(out)
+        copy_nano(out)
     else:
         build_smol(out, visual_tokens=4 if tokens == 4 else 16)
     if align is not None:

@@ -5,7 +5,6 @@ forward wants. Both are read here; nothing of transformers is forked.
 """
 
 import inspect
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,9 @@ _AROUND_PICTURE = {
     "smolvlm": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
 }
+BUILT_IN = Path(__file__).with_name("nano_checkpoint")
+"""`nano`, as `vlm2rec.backbones.nano` builds it."""
+
 _KINDS = ("token_type_ids", "mm_token_type_ids")
 _CONTENT = "VLM2REC-CONTENT"
 _ROWS_THAT_SHARE = 4
@@ -127,7 +129,7 @@ class Backbone:
 
 
 def load_backbone(settings: BackboneConfig) -> Backbone:
-    """Load from a local folder, from the hub, or `nano`, which is built on first use.
+    """Load from a local folder, from the hub, or `nano`, which comes with the package.
 
     Raises:
         InputError: nothing is there, or it is no model that transformers can read.
@@ -212,9 +214,4 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _resolve(path: str) -> str:
-    if path == "nano":
-        from vlm2rec.backbones.nano import build_nano
-
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return str(build_nano(cache / "vlm2rec" / "nano"))
-    return path
+    return str(BUILT_IN) if path == "nano" else path

@@ -1,8 +1,8 @@
-"""What the built-in backbone learns from: drawn things with captions, short sentences, and lists with a question.
+"""What the built-in backbone learns from: drawn things with captions, short sentences, and lists to sum up.
 
 Everything is made up from a seed. Colours come from the whole colour wheel, words from lists of common words; no
-product of the demo's shop is among them. Pictures and words get lessons of the same three sorts, so neither is
-favoured: say what it is, read it, and name in one word what a few of them share.
+product of the demo's shop is among them, nor is a brand of it. Pictures and words get the same lessons, so neither
+is favoured: what a picture shows, how a sentence goes on, and what is in a list of either.
 """
 
 import colorsys
@@ -51,10 +51,11 @@ _MAKERS = (
     *("Union", "Viking", "Wagner", "Yale"),
 )
 _USES = (
-    *("camping", "the office", "travel", "children", "parties", "the garden", "the kitchen", "school", "the beach"),
-    *("winter", "summer", "sports", "cooking", "reading", "sleeping", "painting", "music", "gifts", "hiking"),
-    *("pets", "the bath", "the car", "cycling", "fishing"),
+    *("camping", "work", "travel", "children", "parties", "gardening", "cooking", "school", "holidays", "winter"),
+    *("summer", "sports", "reading", "sleeping", "painting", "music", "gifts", "hiking", "pets", "bathing"),
+    *("driving", "cycling", "fishing"),
 )
+_WORDS = {"thing": _THINGS, "quality": _QUALITIES, "maker": _MAKERS, "use": _USES}
 _CAPTIONS = (
     "A {form} {colour} {kind}, {pattern}",
     "{kind}: {colour}, {pattern}, {form}",
@@ -65,103 +66,104 @@ _SENTENCES = (
     "{maker} {quality} {thing} for {use}",
     "{quality} {thing} for {use}, {maker}",
     "{maker} {thing} for {use}, {quality}",
-    "A {quality} {thing} by {maker}. It is made for {use}.",
-    "{quality} {maker} {thing}",
+    "{quality} {thing} for {use}",
+    "{maker} {quality} {thing}",
     "{thing} for {use}",
 )
-_OPENINGS = (
-    "Here is a list of products:\n",
-    "Someone bought these things, the oldest first:\n",
-    "What these have in common is a matter of taste.\n",
-    "A list:\n",
-)
-_CLOSINGS = (
-    "In one word, they share:",
-    "One word for all of them:",
-    "In one word, what the shopper likes is:",
-)
+_OPENINGS = ("Here is a list of products:\n", "These things, oldest first:\n", "A list:\n")
+_CLOSINGS = ("In one word, they share:", "One word for all of them:", "In one word, what the shopper likes is:")
+_LONGEST_LIST = 3
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Pieces of text to learn to continue; each `PICTURE` among them is one of `pictures` (indices), in order."""
+    """Pieces of text; each `PICTURE` among them is one of `pictures` (indices), in order.
+
+    Without `answers` the text itself is what is to be learned, word by word. With them it is the next word alone,
+    and any of the answers is right.
+    """
 
     pieces: tuple[str, ...]
     pictures: tuple[int, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 class Lessons:
-    """A supply of lessons. Lesson batch k is a function of (seed, k).
+    """A supply of lessons. The lessons of step k are a function of (seed, k).
 
     Attributes:
         pictures: `(n, size, size, 3)` uint8.
         facts: what each picture shows, by name: colour, pattern, kind and form.
     """
 
-    def __init__(self, seed: int, pictures: int = 1600, size: int = 64) -> None:
+    def __init__(self, seed: int, pictures: int, size: int = 64) -> None:
         rng = np.random.default_rng([seed, 0])
         self._seed = seed
         drawn = [_thing(rng) for _ in range(pictures)]
         self.facts = [facts for _, facts in drawn]
         self.pictures: npt.NDArray[np.uint8] = np.stack([np.asarray(draw(look, size, 2)) for look, _ in drawn])
-        self._showing: dict[tuple[str, str], npt.NDArray[np.int64]] = {}
-        for trait in ("colour", "pattern", "kind"):
-            for value in {facts[trait] for facts in self.facts}:
-                rows = np.array([index for index, facts in enumerate(self.facts) if facts[trait] == value])
-                self._showing[trait, value] = rows
-        self._shared = sorted(self._showing)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index, facts in enumerate(self.facts):
+            for trait in ("colour", "pattern", "kind"):
+                groups.setdefault((trait, facts[trait]), []).append(index)
+        self._alike = [groups[trait] for trait in sorted(groups)]
 
     def captions(self, step: int, count: int) -> list[Lesson]:
-        """Pictures and what they show."""
+        """Pictures, each with a line that says what it shows."""
         rng = np.random.default_rng([self._seed, 1, step])
-        chosen = rng.choice(len(self.facts), size=count, replace=count > len(self.facts))
+        chosen = rng.integers(len(self.facts), size=count)
         return [Lesson((PICTURE, _pick(rng, _CAPTIONS).format(**self.facts[i])), (int(i),)) for i in chosen]
 
     def sentences(self, step: int, count: int) -> list[Lesson]:
         """Short texts about things."""
         rng = np.random.default_rng([self._seed, 2, step])
-        return [Lesson((_sentence(rng, {}),)) for _ in range(count)]
+        return [Lesson((_sentence(rng, {})[0],)) for _ in range(count)]
 
     def lists(self, step: int, count: int) -> list[Lesson]:
-        """Two to four pictures, or two to four sentences, and the one word they have in common."""
+        """One to three pictures, or one to three sentences, to be summed up by any word that is in them.
+
+        In half of the lists all entries have something in common, which is then the likeliest word.
+        """
         rng = np.random.default_rng([self._seed, 3, step])
         return [self._list_of_pictures(rng) if k % 2 else _list_of_sentences(rng) for k in range(count)]
 
     def texts(self, count: int) -> list[str]:
         """Lessons' words, for training a tokenizer on."""
         lessons = self.captions(0, count) + self.sentences(0, count) + self.lists(0, count)
-        return [piece for lesson in lessons for piece in lesson.pieces if piece != PICTURE]
+        return [piece for lesson in lessons for piece in (*lesson.pieces, *_spaced(lesson.answers)) if piece != PICTURE]
 
     def _list_of_pictures(self, rng: np.random.Generator) -> Lesson:
-        trait, value = self._shared[rng.integers(len(self._shared))]
-        rows = self._showing[trait, value]
-        count = min(len(rows), int(rng.integers(2, 5)))
-        chosen = tuple(int(i) for i in rng.choice(rows, size=count, replace=False))
-        return Lesson(_listing(rng, [PICTURE] * len(chosen), value), chosen)
+        pool = _pick(rng, self._alike) if rng.random() < 0.5 else range(len(self.facts))
+        chosen = [_pick(rng, pool) for _ in range(rng.integers(1, _LONGEST_LIST + 1))]
+        answers = tuple(word for index in chosen for word in self.facts[index].values())
+        return Lesson(_listing(rng, [PICTURE] * len(chosen)), tuple(chosen), answers)
 
 
 def _list_of_sentences(rng: np.random.Generator) -> Lesson:
-    trait, values = _pick(rng, (("thing", _THINGS), ("quality", _QUALITIES), ("maker", _MAKERS), ("use", _USES)))
-    value = _pick(rng, values)
-    forms = [form for form in _SENTENCES if "{" + trait + "}" in form]
-    entries = [_sentence(rng, {trait: value}, forms) for _ in range(rng.integers(2, 5))]
-    return Lesson(_listing(rng, entries, value))
+    shared: dict[str, str] = {}
+    if rng.random() < 0.5:
+        sort = _pick(rng, tuple(_WORDS))
+        shared = {sort: _pick(rng, _WORDS[sort])}
+    entries = [_sentence(rng, shared) for _ in range(rng.integers(1, _LONGEST_LIST + 1))]
+    answers = tuple(word for _, words in entries for word in words)
+    return Lesson(_listing(rng, [text for text, _ in entries]), answers=answers)
 
 
-def _listing(rng: np.random.Generator, entries: Sequence[str], answer: str) -> tuple[str, ...]:
+def _listing(rng: np.random.Generator, entries: Sequence[str]) -> tuple[str, ...]:
     lines = [piece for number, entry in enumerate(entries, start=1) for piece in (f"{number}. ", entry, "\n")]
-    return (_pick(rng, _OPENINGS), *lines, f"{_pick(rng, _CLOSINGS)} {answer}")
+    return (_pick(rng, _OPENINGS), *lines, _pick(rng, _CLOSINGS))
 
 
-def _sentence(rng: np.random.Generator, fixed: dict[str, str], forms: Sequence[str] = _SENTENCES) -> str:
-    words = {
-        "thing": _pick(rng, _THINGS),
-        "quality": _pick(rng, _QUALITIES),
-        "maker": _pick(rng, _MAKERS),
-        "use": _pick(rng, _USES),
-    }
-    text = _pick(rng, forms).format(**(words | fixed))
-    return text[0].upper() + text[1:]
+def _sentence(rng: np.random.Generator, fixed: dict[str, str]) -> tuple[str, list[str]]:
+    """A text, and the words that carry its meaning."""
+    words = {sort: _pick(rng, options) for sort, options in _WORDS.items()} | fixed
+    form = _pick(rng, _SENTENCES)
+    text = form.format(**words)
+    return text[0].upper() + text[1:], [word for sort, word in words.items() if f"{{{sort}}}" in form]
+
+
+def _spaced(words: Sequence[str]) -> list[str]:
+    return [f" {word}" for word in words]
 
 
 def _thing(rng: np.random.Generator) -> tuple[Look, dict[str, str]]:

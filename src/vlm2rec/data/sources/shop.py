@@ -35,7 +35,7 @@ COLOURS: dict[str, Colour] = {
     "pink": (228, 138, 166),
 }
 BRANDS = ("Harbour", "Meadow", "Falcon", "Juniper", "Lantern", "Maple", "Orbit", "Pebble")
-USES = ("camping", "the office", "travel", "children", "parties", "the garden")
+USES = ("camping", "work", "travel", "children", "parties", "gardening")
 MAKES = ("handmade", "recycled", "classic", "sturdy", "light", "vintage")
 _WALLS: tuple[Colour, ...] = (
     (236, 238, 240),
@@ -83,7 +83,7 @@ class ShopWorld:
     longest: int = 15
     picture: float = 2.0  # weight of the colour and of the pattern
     title: float = 2.0  # weight of the brand and of the use
-    kind: float = 1.0  # weight of the kind of thing, which picture and title both show
+    kind: float = 4.0  # weight of the kind of thing, which picture and title both show
     appeal: float = 0.3  # spread of a popularity that neither shows
 
     def __post_init__(self) -> None:

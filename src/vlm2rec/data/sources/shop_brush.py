@@ -107,7 +107,7 @@ def _texture(look: Look, side: int) -> Image.Image:
     # A pale product gets a dark pattern, any other a cream one: the pattern must be seen on every colour.
     pale = 0.3 * look.colour[0] + 0.59 * look.colour[1] + 0.11 * look.colour[2] > 195
     ink = _scaled(look.colour, 0.5) if pale else _CREAM
-    cell = side * 0.135 * look.scale
+    cell = side * 0.17 * look.scale
     start = (look.phase - 1) * cell
     steps = range(int(side / cell) + 3)
     if look.pattern == "stripes":
