@@ -1,17 +1,20 @@
+import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from vlm2rec.backbones.load import Backbone, load_backbone, towers
-from vlm2rec.backbones.nano import VISUAL_TOKENS, _Pupil, build_nano
+from vlm2rec.backbones.load import BUILT_IN, Backbone, load_backbone, towers
+from vlm2rec.backbones.nano import _RECIPE, VISUAL_TOKENS, _Pupil, build_nano, copy_nano
 from vlm2rec.backbones.nano_lessons import PICTURE, Lessons
-from vlm2rec.config import BackboneConfig
+from vlm2rec.config import BackboneConfig, PromptConfig
 from vlm2rec.data.sources.shop import BRANDS, ShopWorld, open_shop
 from vlm2rec.data.sources.shop_drawing import draw
+from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 
 
@@ -140,3 +143,37 @@ def test_cached_pictures_teach_like_live_ones(folder: Path, lessons: Lessons) ->
         pixels = pupil.pixels[[one.pictures[0] for one in batch]]
         live = model(input_ids=ids, labels=ids.masked_fill(hidden, -100), pixel_values=pixels).loss
     assert torch.allclose(cached, live, atol=1e-5)
+
+
+def test_what_comes_with_the_package_is_of_this_recipe_and_can_see_and_read() -> None:
+    made_of = json.loads((BUILT_IN / "nano.json").read_text())
+    defaults = {name: value.default for name, value in inspect.signature(build_nano).parameters.items()}
+    assert made_of["recipe"] == _RECIPE, "build it anew: build_nano, then .half(), into nano_checkpoint"
+    assert all(made_of[name] == defaults[name] for name in ("seed", "looking", "reading", "pictures"))
+    encoder = Encoder.build(BackboneConfig(path="nano"), PromptConfig())
+    products = open_shop(ShopWorld(products=60, shoppers=2)).products
+    shelf = SimpleNamespace(
+        titles=[product.title for product in products], pictures=[np.asarray(draw(p.look, 112)) for p in products]
+    )
+    with torch.no_grad():
+        views = encoder.items(shelf, range(60))
+    kinds = np.array([product.traits["kind"] for product in products])
+    same = kinds[:, None] == kinds[None]
+    np.fill_diagonal(same, False)
+    for view in (views.text, views.image):
+        assert view is not None
+        unit = torch.nn.functional.normalize(view, dim=-1).numpy()
+        cosine = unit @ unit.T
+        np.fill_diagonal(cosine, -1)
+        nearest = same[np.arange(60), cosine.argmax(1)].mean()
+        assert nearest > 3 * same.mean(), nearest
+
+
+def test_a_copy_is_the_same_and_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    out = copy_nano(tmp_path / "nano")
+    assert (out / "model.safetensors").read_bytes() == (BUILT_IN / "model.safetensors").read_bytes()
+    assert copy_nano(out) == out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(InputError, match="no copy of nano"):
+        copy_nano(tmp_path / "other")
