@@ -1,39 +1,33 @@
-"""The whole job: a configuration to a run directory with results. The one place that knows every method.
+"""The whole job: a configuration to a run directory with results. It asks the method for its steps
+and does what is the same for all of them: ranks, diagnosis, report.
 
 Stages stand on each other (reference, train, encode, evaluate, report); each is skipped where the run directory
 already lists it, so running again continues.
 """
 
-import hashlib
 import itertools
-import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from vlm2rec.config import Config, ItemKNN, PopRec, Random, Vanilla, load_config, parse_override
-from vlm2rec.data.candidates import draw_candidates
+from vlm2rec.config import Config, load_config, parse_override
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.sources.shop import HALVES, Half, prepared_oracle
 from vlm2rec.data.splits import Split, sample_users
-from vlm2rec.diagnostics.dropout import dropout
-from vlm2rec.diagnostics.geometry import geometry
+from vlm2rec.diagnostics import diagnose
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
-from vlm2rec.methods.counts import counting_scorer
+from vlm2rec.methods import build
+from vlm2rec.methods.base import Embedder
 from vlm2rec.runs import Run, read_json, replacing, write_json
 from vlm2rec.tasks import CANDIDATE_SETS, Cosine, Table, metrics_of, rank_users
-
-if TYPE_CHECKING:
-    from vlm2rec.encoder import Encoder
 
 Say = Callable[[str], None]
 
@@ -98,20 +92,14 @@ class Job:
     dataset: Dataset
     out: Path
     shared: Path | None = None
-    _encoder: "Encoder | None" = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("several processes cannot share one run yet; start vlm2rec by itself, on one GPU")
-        if self._has_backbone and self.config.prompt.modalities != "text" and not any(self.dataset.pictures.digests):
-            raise InputError(
-                f"{self.config.data.path}: has no pictures, which prompt.modalities = "
-                f"{self.config.prompt.modalities!r} needs; prepare it with pictures, or set prompt.modalities=text"
-            )
-        if self._has_backbone and not self._is_done("reference"):
-            # Data, backbone and prompts are tried before a directory is made.
-            histories = [self.split.history(user, "test").tolist() for user in range(self.split.n_users)]
-            self.encoder.check(self.dataset, histories)
+        self.split = Split(self.dataset, self.config.data.max_history)
+        self.method = build(self.config, self.split)
+        if not self._is_done("encode"):  # tried before a directory is made
+            self.method.check(trained=self._is_done("train"))
         self.run = Run.create(self.out, self.config)
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
         if self.run.manifest.setdefault("data", data)["fingerprint"] != data["fingerprint"]:
@@ -120,86 +108,23 @@ class Job:
             )
 
     @cached_property
-    def split(self) -> Split:
-        """Leave-one-out views of the data."""
-        return Split(self.dataset, self.config.data.max_history)
-
-    @cached_property
     def users(self) -> np.ndarray:
         """The test users that are evaluated."""
         chosen = self.config.evaluation
         return sample_users(self.split.n_users, chosen.users, chosen.candidate_seed, "evaluation")
 
-    @property
-    def encoder(self) -> "Encoder":
-        """The encoder: as it comes before training, the trained one after."""
-        from vlm2rec.methods.vlm import build_encoder, load_encoder
-
-        if self._encoder is None:
-            # Not whatever lies in model/: a run killed between saving it and listing it comes to training's end again.
-            trained = self._is_done("train")
-            self._encoder = load_encoder(self.out / "model") if trained else build_encoder(self.config)
-        return self._encoder
-
     def reference(self) -> Mapping[str, Any]:
-        """Dropout and geometry at step 0, from the backbone as it comes."""
-        if not self._has_backbone:
-            return {}
-        from vlm2rec.methods.vlm import embed_histories, embed_items, fingerprint
-
-        backbone = fingerprint(self.encoder)
-        self.run.record(backbone={"fingerprint": backbone})
-        key = hashlib.blake2b(
-            json.dumps(
-                [
-                    backbone,
-                    self.dataset.fingerprint,
-                    self.config.data.max_history,
-                    self.config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision"}),
-                    self.config.prompt.model_dump(mode="json"),
-                    self.config.evaluation.model_dump(mode="json", include={"users", "candidate_seed"}),
-                ]
-            ).encode(),
-            digest_size=8,
-        ).hexdigest()
-        folder = (self.shared or self.out) / f"step-0-{key}"
-        if not (folder / "reference.json").exists():
-            items = embed_items(self.encoder, self.split, folder / "items")
-            histories = embed_histories(self.encoder, self.split, self.users, "test", folder / "histories")
-            write_json(folder / "reference.json", self._diagnose(histories, items))
-        write_json(self.out / "reference.json", read_json(folder / "reference.json", "reference"))
-        if isinstance(self.config.method, Vanilla):
-            for name in ("items", "histories"):
-                shutil.copytree(folder / name, self.out / name, dirs_exist_ok=True)
-        if self.shared is None:
-            (folder / "reference.json").unlink()  # first: it says that the rest is whole
-            shutil.rmtree(folder)
+        """Figures before training, where the method has some."""
+        self.method.reference(self.run, self.users, self.shared)
         return {}
 
     def train(self) -> Mapping[str, Any]:
-        """Fine-tune, where the method does."""
-        if not self._has_backbone:
-            return {}
-        if isinstance(self.config.method, Vanilla):
-            self.encoder.save(self.out / "model")
-            return {}
-        from vlm2rec.methods.vlm import train
-
-        return train(self.run, self.split, self.encoder)
+        """Whatever the method learns."""
+        return self.method.train(self.run)
 
     def encode(self) -> Mapping[str, Any]:
-        """Items to `items/`, the histories of the test users to `histories/`."""
-        if not self._has_backbone or isinstance(self.config.method, Vanilla):
-            return {}
-        from vlm2rec.methods.vlm import embed_histories, encode_items
-
-        began = time.monotonic()
-        encode_items(self.run, self.split, self.encoder)
-        embed_histories(self.encoder, self.split, self.users, "test", self.out / "histories")
-        for leftover in (self.out / "checkpoints").glob("*-epoch-*"):
-            if not leftover.name.startswith("best"):
-                shutil.rmtree(leftover)
-        return {"seconds": time.monotonic() - began}
+        """Items to `items/`, the histories of the test users to `histories/`, where the method has vectors."""
+        return self.method.encode(self.run, self.users)
 
     def evaluate(self) -> Mapping[str, Any]:
         """Ranks to `users.parquet`, figures to `results.json`."""
@@ -216,20 +141,18 @@ class Job:
                 "evaluated_users": len(self.users),
             },
         }
-        method = self.config.method
-        if isinstance(method, PopRec | ItemKNN | Random):
-            scorer = counting_scorer(method, self.split, self.users, "test", self.config.seed)
-            ranks = rank_users(scorer, self.split, self.users, "test", seed)
-        else:
+        scorer = self.method.scorer(self.run, self.users, "test")
+        ranks = rank_users(scorer, self.split, self.users, "test", seed)
+        if isinstance(self.method, Embedder):
             items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
             targets = items.unit("fused")
-            ranks = rank_users(Cosine(histories.unit("fused"), targets), self.split, self.users, "test", seed)
             for name in [view for view in ("text", "image") if view in histories.views]:
                 one_sided = Cosine(histories.unit(name), targets)
                 task = f"dropout:{name[0].replace('i', 'v')}2f"
                 some = rank_users(one_sided, self.split, self.users, "test", seed, ("sampled", "matched"), task)
                 ranks = pl.concat([ranks, some])
-            results |= self._diagnose(histories, items)
+            results |= diagnose(histories, items, self.split, self.users, seed)
+        if (self.out / "reference.json").exists():
             results["reference"] = read_json(self.out / "reference.json", "reference")
         results["retrieval"] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
         if "world" in self.dataset.items.columns:
@@ -248,25 +171,9 @@ class Job:
         write_report([self.out], self.out / "report.html", title=f"{self.config.method.kind}, seed {self.config.seed}")
         return {}
 
-    @property
-    def _has_backbone(self) -> bool:
-        return not isinstance(self.config.method, PopRec | ItemKNN | Random)
-
     def _is_done(self, stage: str) -> bool:
         """Whether the directory, if there is one yet, lists a stage."""
         return (self.out / "manifest.json").exists() and Run.open(self.out).is_done(stage)
-
-    def _diagnose(self, histories: EmbeddingTable, items: EmbeddingTable) -> dict[str, Any]:
-        seed = self.config.evaluation.candidate_seed
-        targets = np.array([self.split.target(int(user), "test") for user in self.users])
-        candidates = draw_candidates(self.split, self.users, "test", "sampled", seed)
-        return {
-            "dropout": dropout(histories.views, items.views["fused"], targets, candidates),
-            "geometry": {
-                view: geometry(histories.views[view], items.views[view], targets, candidates, seed)
-                for view in histories.views
-            },
-        }
 
     def _oracle(self) -> dict[str, Any]:
         """What knowing the tastes of the demo's shoppers reaches; `title`, `picture`: the half that one shows."""

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import vlm2rec.backbones.efficientnet  # noqa: F401  registers EfficientNet-Lite0 with the Auto classes
 from vlm2rec.backbones.vision import VisionTower, Visual
@@ -40,7 +48,10 @@ _TOKENS_TO_SHARE = 4
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded model without its language head, its tokenizer and, where it has eyes, its vision tower."""
+    """A loaded model, its tokenizer and, where it has eyes, its vision tower.
+
+    `model` has no language head. `generator` is the same model with its head, weights shared, where that was asked for.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -48,6 +59,7 @@ class Backbone:
     before_picture: tuple[int, ...]
     image_token: int | None
     after_picture: tuple[int, ...]
+    generator: PreTrainedModel | None = None
 
     @property
     def dim(self) -> int:
@@ -98,12 +110,11 @@ class Backbone:
         lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
         longest = int(lengths.max())
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.model.device)
-        # Gemma 3 attends both ways inside a picture; the Qwen families place pictures on a grid.
-        kinds = [name for name in _KINDS if self.image_token is not None and name in _parameters(self.model)]
+        kinds = self._kinds(padded)
         # In training each row draws dropout of its own, the same with a gradient and without (GradCache).
         shared = 0 if kinds or torch.is_grad_enabled() or self.model.training else self._shared(ids)
         inputs: dict[str, Any] = {"input_ids": padded[:, shared:], "use_cache": shared > 0}
-        inputs.update({name: torch.eq(padded, self.image_token or 0).long() for name in kinds})
+        inputs.update(kinds)
         if shared:
             # What all rows begin with is read once. With a gradient it is not: the cache would be written to twice.
             cache = self.model(input_ids=padded[:1, :shared], use_cache=True).past_key_values
@@ -114,6 +125,40 @@ class Backbone:
             inputs.update(self.vision.inputs(visuals))
         states: Tensor = self.model(**inputs).last_hidden_state
         return states[torch.arange(len(ids), device=states.device), lengths - shared - 1]
+
+    def states(
+        self, ids: Sequence[Sequence[int]], visuals: Sequence[Visual] = (), masked: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Final-layer states of every token, `(n, L, D)`, padded on the right, and which are real, `(n, L)` bool.
+
+        `masked` hands the model an attention mask too: a model that looks both ways needs it, a causal one does not.
+        `visuals` are the pictures of all rows, in reading order.
+        """
+        longest = max(len(row) for row in ids)
+        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.model.device)
+        real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.model.device)
+        inputs: dict[str, Any] = {"input_ids": padded, "use_cache": False}
+        if masked:
+            inputs["attention_mask"] = real
+        inputs.update(self._kinds(padded))
+        if visuals:
+            assert self.vision is not None
+            inputs.update(self.vision.inputs(visuals))
+        states: Tensor = self.model(**inputs).last_hidden_state
+        return states, real.bool()
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Next-token logits `(…, V)` of states `(…, D)`, in their dtype. Needs `load_backbone(…, head=True)`."""
+        assert self.generator is not None
+        logits: Tensor = self.generator.get_output_embeddings()(states)
+        return logits
+
+    def _kinds(self, padded: Tensor) -> dict[str, Tensor]:
+        """Which tokens are picture: Gemma 3 attends both ways inside one; the Qwen families place it on a grid."""
+        if self.image_token is None:
+            return {}
+        names = [name for name in _KINDS if name in _parameters(self.model)]
+        return {name: torch.eq(padded, self.image_token).long() for name in names}
 
     def _shared(self, ids: Sequence[Sequence[int]]) -> int:
         """How many first tokens all rows have in common; 0 where it would not pay. Never part of a picture."""
@@ -128,8 +173,10 @@ class Backbone:
         return count if count >= _TOKENS_TO_SHARE else 0
 
 
-def load_backbone(settings: BackboneConfig) -> Backbone:
+def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
     """Load from a local folder, from the hub, or `nano`, which comes with the package.
+
+    `head` keeps the language head, for methods that generate text or learn from it.
 
     Raises:
         InputError: nothing is there, or it is no model that transformers can read.
@@ -137,7 +184,8 @@ def load_backbone(settings: BackboneConfig) -> Backbone:
     path = _resolve(settings.path)
     try:
         config = AutoConfig.from_pretrained(path)
-        model, found = AutoModel.from_pretrained(
+        kind = _with_head(config) if head else AutoModel
+        loaded, found = kind.from_pretrained(
             path, config=config, dtype=_dtype(settings.dtype), output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -153,7 +201,8 @@ def load_backbone(settings: BackboneConfig) -> Backbone:
             f"backbone.path = {settings.path!r}: {len(missing)} weights are missing ({missing[0]}, …);"
             " fetch or build the checkpoint again"
         )
-    model.requires_grad_(False).eval()
+    loaded.requires_grad_(False).eval()
+    model = loaded.base_model if head else loaded
     image_token = getattr(config, "image_token_id", None) if hasattr(config, "vision_config") else None
     vision = VisionTower.load(path, model, settings.image_size) if image_token is not None else None
     before, after = _AROUND_PICTURE.get(config.model_type, ("", ""))
@@ -164,6 +213,7 @@ def load_backbone(settings: BackboneConfig) -> Backbone:
         before_picture=tuple(tokenizer(before, add_special_tokens=False)["input_ids"]),
         image_token=image_token,
         after_picture=tuple(tokenizer(after, add_special_tokens=False)["input_ids"]),
+        generator=loaded if head else None,
     )
 
 
@@ -192,6 +242,10 @@ def towers(model: torch.nn.Module) -> dict[str, dict[str, int]]:
 def language_path(name: str) -> bool:
     """Whether a module path lies in the language model of a vision-language model."""
     return "language_model." in name or "text_model." in name
+
+
+def _with_head(config: Any) -> Any:
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 
 def _is_vision(name: str) -> bool:

@@ -10,6 +10,8 @@ from scipy import sparse
 
 from vlm2rec.config import ItemKNN, PopRec, Random
 from vlm2rec.data.splits import Split, Which
+from vlm2rec.methods.base import Recommender
+from vlm2rec.runs import Run
 from vlm2rec.tasks import Scorer
 
 
@@ -64,6 +66,15 @@ class Chance:
         return np.stack(
             [np.random.default_rng([self.seed, int(user)]).random(self.n_items) for user in self.users[rows]]
         )
+
+
+class Counting(Recommender):
+    """A method that needs no backbone and learns nothing but counts."""
+
+    def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
+        """Scores of `users` at validation or test."""
+        assert isinstance(self.config.method, PopRec | ItemKNN | Random)
+        return counting_scorer(self.config.method, self.split, users, which, self.config.seed)
 
 
 def counting_scorer(

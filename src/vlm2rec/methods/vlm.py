@@ -1,7 +1,9 @@
 """Vanilla, SFT and VLM2Rec: one encoder, one loop; they differ in the objective alone."""
 
 import hashlib
+import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,96 @@ import torch
 from torch import Tensor, nn
 
 from vlm2rec.backbones.load import towers
-from vlm2rec.config import SFT, Config
+from vlm2rec.config import SFT, Config, Vanilla
 from vlm2rec.data.splits import Split, Which, sample_users
+from vlm2rec.diagnostics import diagnose
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import encode
 from vlm2rec.encoder import Encoder
+from vlm2rec.methods.base import Embedder, need_pictures
 from vlm2rec.objectives import CRTR, WPCL, InfoNCE, Objective, Views, VLM2RecLoss
-from vlm2rec.runs import Run
+from vlm2rec.runs import Run, read_json, write_json
 from vlm2rec.tasks import Cosine, metrics_of, rank_users
 from vlm2rec.training.batches import Samples
 from vlm2rec.training.gradcache import backward_in_parts
 from vlm2rec.training.loop import State, fit
+
+
+class VLM(Embedder):
+    """Vanilla, SFT and VLM2Rec."""
+
+    def __init__(self, config: Config, split: Split) -> None:
+        super().__init__(config, split)
+        self._encoder: Encoder | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder as it comes; `train` fine-tunes it in place."""
+        if self._encoder is None:
+            self._encoder = build_encoder(self.config)
+        return self._encoder
+
+    def check(self, trained: bool) -> None:
+        """Pictures where the prompts show some, and the longest prompts against the backbone's context."""
+        if self.config.prompt.modalities != "text":
+            need_pictures(
+                self.split,
+                f"prompt.modalities = {self.config.prompt.modalities!r} needs; prepare it with pictures, or set"
+                " prompt.modalities=text",
+            )
+        if not trained:
+            everyone = range(self.split.n_users)
+            histories = [self.split.history(user, "test").tolist() for user in everyone]
+            self.encoder.check(self.split.dataset, histories)
+
+    def reference(self, run: Run, users: np.ndarray, shared: Path | None) -> None:
+        """Dropout and geometry at step 0, from the backbone as it comes."""
+        config = self.config
+        backbone = fingerprint(self.encoder)
+        run.record(backbone={"fingerprint": backbone})
+        key = [
+            backbone,
+            self.split.dataset.fingerprint,
+            config.data.max_history,
+            config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision"}),
+            config.prompt.model_dump(mode="json"),
+            config.evaluation.model_dump(mode="json", include={"users", "candidate_seed"}),
+        ]
+        digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
+        folder = (shared or run.path) / f"step-0-{digest}"
+        if not (folder / "reference.json").exists():
+            items = embed_items(self.encoder, self.split, folder / "items")
+            histories = embed_histories(self.encoder, self.split, users, "test", folder / "histories")
+            found = diagnose(histories, items, self.split, users, config.evaluation.candidate_seed)
+            write_json(folder / "reference.json", found)
+        write_json(run.path / "reference.json", read_json(folder / "reference.json", "reference"))
+        if isinstance(config.method, Vanilla):
+            for name in ("items", "histories"):
+                shutil.copytree(folder / name, run.path / name, dirs_exist_ok=True)
+        if shared is None:
+            (folder / "reference.json").unlink()  # first: it says that the rest is whole
+            shutil.rmtree(folder)
+
+    def train(self, run: Run) -> Mapping[str, Any]:
+        """Fine-tune, where the method does; `model/` holds the encoder either way."""
+        if isinstance(self.config.method, Vanilla):
+            self.encoder.save(run.path / "model")
+            return {}
+        return train(run, self.split, self.encoder)
+
+    def encode(self, run: Run, users: np.ndarray) -> Mapping[str, Any]:
+        """Items and the histories of the test users; step 0 has those of the backbone as it comes."""
+        if isinstance(self.config.method, Vanilla):
+            return {}
+        began = time.monotonic()
+        if self._encoder is None:
+            self._encoder = load_encoder(run.path / "model")
+        encode_items(run, self.split, self.encoder)
+        embed_histories(self.encoder, self.split, users, "test", run.path / "histories")
+        for leftover in (run.path / "checkpoints").glob("*-epoch-*"):
+            if not leftover.name.startswith("best"):
+                shutil.rmtree(leftover)
+        return {"seconds": time.monotonic() - began}
 
 
 def build_encoder(config: Config) -> Encoder:

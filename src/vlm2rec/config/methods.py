@@ -1,0 +1,204 @@
+"""The kinds of `method`: one class a row of the paper's tables, holding the numbers that are its own.
+
+The defaults are those of each method's source (PAPERS.md says which, and where it is silent); what several methods
+share (backbone, prompt, objective, training) stands in its own section.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from vlm2rec.config.sections import LoraSettings, Section
+
+
+class Vanilla(Section):
+    """The backbone as it comes."""
+
+    kind: Literal["vanilla"] = "vanilla"
+
+
+class SFT(Section):
+    """InfoNCE fine-tuning (Eq. 3)."""
+
+    kind: Literal["sft"] = "sft"
+
+
+class VLM2Rec(Section):
+    """WPCL + CRTR fine-tuning (Eq. 14)."""
+
+    kind: Literal["vlm2rec"] = "vlm2rec"
+
+
+class PopRec(Section):
+    """Rank by how often an item was bought in training."""
+
+    kind: Literal["poprec"] = "poprec"
+
+
+class ItemKNN(Section):
+    """Rank by co-occurrence with the history's items in training."""
+
+    kind: Literal["itemknn"] = "itemknn"
+
+
+class Random(Section):
+    """Rank by lot: what chance alone reaches."""
+
+    kind: Literal["random"] = "random"
+
+
+class SASRec(Section):
+    """Self-attention over item ids, learned from nothing (arXiv 1808.09781); numbers under `seqrec`."""
+
+    kind: Literal["sasrec"] = "sasrec"
+
+
+class GRU4Rec(Section):
+    """A recurrent net over item ids, learned from nothing (arXiv 1511.06939); numbers under `seqrec`."""
+
+    kind: Literal["gru4rec"] = "gru4rec"
+
+
+class Bert(Section):
+    """A small frozen text encoder on titles."""
+
+    kind: Literal["bert"] = "bert"
+    path: str = "google-bert/bert-large-uncased"  # folder, hub name, or "minilm": the one from PyPI
+    pooling: Literal["cls", "mean"] = "cls"
+
+
+class CLIP(Section):
+    """A small frozen text and picture encoder with one space for both: its two vectors summed."""
+
+    kind: Literal["clip"] = "clip"
+    path: str = "openai/clip-vit-large-patch14"  # folder or hub name
+
+
+class Pair(Section):
+    """MiniLM on titles beside EfficientNet-Lite0 on pictures, concatenated: they share no space."""
+
+    kind: Literal["minilm-efficientnet"] = "minilm-efficientnet"
+
+
+class LLMEmb(Section):
+    """Attribute-level contrast, PCA, and an adapter aligned with a sequential model (arXiv 2409.19925)."""
+
+    kind: Literal["llmemb"] = "llmemb"
+    steps: int = Field(4000, ge=1)
+    batch_size: int = Field(256, ge=2)
+    micro_batch: int | None = Field(None, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    lora: LoraSettings = LoraSettings(rank=8, alpha=32, dropout=0.1)
+    drop: float = Field(0.4, ge=0, lt=1)  # share of an item's attributes that each view loses
+    temperature: float = Field(3.0, gt=0)  # where the learned scale starts
+    targets: Literal["soft", "onehot"] = "soft"
+    normalize: bool = False
+    max_tokens: int = Field(256, ge=8)
+    dim: int = Field(1536, ge=1)  # kept by PCA; clamped where the backbone or the catalogue is smaller
+    alignment: float = Field(0.01, ge=0)  # weight in Task 2
+    alignment_temperature: float = Field(2.0, gt=0)
+
+
+class LLM2Rec(Section):
+    """Next-title generation, then masked titles and contrast under bidirectional attention (KDD 2025)."""
+
+    kind: Literal["llm2rec"] = "llm2rec"
+    tuning: Literal["full", "lora"] = "full"  # lora: for 24 GB
+    lora: LoraSettings = LoraSettings(rank=8, alpha=16, dropout=0.05)
+    csft_steps: int = Field(10_000, ge=0)
+    csft_batch: int = Field(128, ge=1)
+    csft_lr: float = Field(3e-4, gt=0)
+    mntp_steps: int = Field(1000, ge=0)
+    mntp_batch: int = Field(32, ge=1)
+    mntp_lr: float = Field(5e-5, gt=0)
+    mask: float = Field(0.2, gt=0, lt=1)  # share of a title's tokens
+    contrast_steps: int = Field(1000, ge=0)
+    contrast_batch: int = Field(256, ge=2)
+    contrast_lr: float = Field(2e-4, gt=0)
+    contrast_dropout: float = Field(0.2, ge=0, lt=1)  # in attention; the only difference between two views
+    temperature: float = Field(0.1, gt=0)
+    max_tokens: int = Field(1024, ge=8)
+
+
+class SLIM(Section):
+    """A small model imitates a teacher's step-by-step reasoning about a history; the text is embedded (WWW 2024).
+
+    `encoder` "bert": a small text encoder reads the rationales (SLIM); "student": the distilled model itself (SLIM+).
+    """
+
+    kind: Literal["slim"] = "slim"
+    encoder: Literal["bert", "student"] = "bert"
+    text_encoder: str = "google-bert/bert-large-uncased"  # of `bert`; folder, hub name, or "minilm"
+    modality: Literal["text", "multimodal"] = "text"  # what teacher and student read of a history's items
+    teacher: Literal["model", "file", "template"] = "model"
+    teacher_path: str | None = None  # a local instruct model, or a JSONL file of answers; None: the backbone itself
+    teacher_users: int = Field(1000, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    lora: LoraSettings = LoraSettings(dropout=0.05)
+    task2: Literal["fusion", "init_only"] = "fusion"
+
+
+class VLMPrompt(Section):
+    """A frozen model fills the slots of an instruction; its state is the item's vector (arXiv 2508.04571)."""
+
+    kind: Literal["vlm_prompt"] = "vlm_prompt"
+    domain: Literal["auto", "beauty", "toys", "sports", "clothing", "baby", "pets", "movies", "general"] = "auto"
+    with_title: bool = True
+    pooling: Literal["last", "generated"] = "last"
+    max_new_tokens: int = Field(48, ge=1)  # of "generated"
+
+
+class NoteLLM2(Section):
+    """Co-occurrence pairs, a picture compressed in context, a gate that fuses late (arXiv 2405.16789)."""
+
+    kind: Literal["notellm2"] = "notellm2"
+    neighbours: int = Field(10, ge=1)  # pairs an item
+    min_count: float = Field(0.0, ge=0)  # least co-occurrence score of a pair
+    epochs: int = Field(1, ge=1)
+    batch_pairs: int = Field(128, ge=2)
+    micro_batch: int | None = Field(None, ge=1)
+    lr: float = Field(1e-4, gt=0)  # with LoRA; the source tunes all weights at 3e-6
+    weight_decay: float = Field(1e-3, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)
+    scale: float = 3.0  # exp of it multiplies cosines; learned
+    visual_weight: float = Field(1.0, ge=0)  # of the picture-only loss against 9 for the fused one
+    out_dim: int = Field(64, ge=-1)  # -1: the backbone's width
+
+
+class Hybrid(Section):
+    """A sequential model's score and an embedder's, standardised and summed; the weight chosen on validation."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    sequential: Path  # a run of sasrec or gru4rec
+    embedder: Path  # a run of any method with vectors
+
+
+Method = Annotated[
+    Vanilla
+    | SFT
+    | VLM2Rec
+    | PopRec
+    | ItemKNN
+    | Random
+    | SASRec
+    | GRU4Rec
+    | Bert
+    | CLIP
+    | Pair
+    | LLMEmb
+    | LLM2Rec
+    | SLIM
+    | VLMPrompt
+    | NoteLLM2
+    | Hybrid,
+    Field(discriminator="kind"),
+]
+
+METHODS: dict[str, type[Section]] = {
+    member.model_fields["kind"].default: member for member in get_args(get_args(Method)[0])
+}
+"""Kind -> class."""

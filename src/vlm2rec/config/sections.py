@@ -1,0 +1,108 @@
+"""The tables of a configuration that every method reads."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A table of the configuration: unknown keys are refused, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which prepared data set, and how much of a history a model sees."""
+
+    path: Path
+    max_history: int = Field(10, ge=1)  # last events kept (Sec. 5.1.1)
+
+
+class LoraSettings(Section):
+    """Low-rank adapters on the language model only (Sec. 5.1.1)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    targets: Literal["all", "attention"] = "all"  # all seven projections, or q, k, v, o
+
+
+class BackboneConfig(Section):
+    """A Hugging Face checkpoint (folder or hub name), or `nano`, the built-in one."""
+
+    path: str = "nano"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    image_size: int | None = Field(None, ge=28)  # side in pixels before the image processor; None: as stored
+    cache_vision: bool = True  # keep visual tokens: the tower is frozen, so they never change
+    lora: LoraSettings = LoraSettings()
+
+
+class PromptConfig(Section):
+    """What the backbone reads (Sec. 2.2.1) and how two views become one (Sec. 2.3)."""
+
+    fusion: Literal["external", "internal"] = "external"
+    modalities: Literal["both", "text", "image"] = "both"
+    sum: Literal["raw", "unit"] = "raw"  # raw states (Eq. 2), or each view at unit norm first
+    max_title_tokens: int = Field(32, ge=1)
+    chat: bool = True  # wrap in the tokenizer's chat template, where it has one
+    opening: str = "A shopper bought these products, oldest first:\n"
+    closing: str = "In one word, the shopper's taste is:"
+
+
+class ObjectiveConfig(Section):
+    """Numbers of Eqs. 3 and 6-14. `alpha` and `beta` are where learning starts."""
+
+    temperature: float = Field(0.1, gt=0)
+    crtr_temperature: float = Field(0.1, gt=0)
+    weight: float = Field(0.5, ge=0)  # lambda of Eq. 14
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    stop_gradient: bool = True
+
+
+class TrainingConfig(Section):
+    """The training loop."""
+
+    users: int | None = Field(None, ge=1)  # few-shot: this many users, drawn from the seed (Table 7)
+    samples: Literal["last", "all"] = "last"  # last item of S[:-2], or every prefix of it
+    samples_per_user: int | None = Field(None, ge=1)  # at most so many a user and epoch, drawn anew each epoch
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(8, ge=2)
+    micro_batch: int | None = Field(None, ge=1)  # samples at once in memory (GradCache); None: the whole batch
+    lr: float = Field(1e-5, gt=0)
+    schedule: Literal["linear", "constant"] = "linear"
+    warmup: float = Field(0.03, ge=0, lt=1)  # share of all steps
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)  # gradient norm
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(50, ge=1)  # steps
+
+
+class EvaluationConfig(Section):
+    """Who is evaluated, against which candidates."""
+
+    users: int | None = Field(None, ge=1)  # test users, drawn from the candidate seed; None: all
+    validation_users: int | None = Field(None, ge=1)  # None: all (few-shot: the users trained on)
+    candidate_seed: int = 0
+    batch_tokens: int = Field(8192, ge=1)  # padded tokens a forward pass when encoding
+
+
+class SeqRecConfig(Section):
+    """Task 2: sequential models (Sec. 5.1.3). What stands here holds for the ID rows too."""
+
+    backbones: tuple[Literal["sasrec", "gru4rec"], ...] = ()  # started from the method's item vectors
+    dim: int = Field(128, ge=2)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    inner: int = Field(256, ge=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    loss: Literal["ce", "bce"] = "ce"
+    targets: Literal["windows", "last"] = "windows"  # every position of every window of S[:-2], or the last position
+    table: Literal["frozen", "tuned"] = "frozen"  # whether the vectors that a table starts from are trained too
+    norm: Literal["auto", "l2", "standardize", "none"] = "auto"  # of those vectors; auto: the better on validation
+    lr: tuple[float, ...] = (1e-3,)  # several: the best on validation is kept
+    batch_size: int = Field(256, ge=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    epochs: int = Field(200, ge=1)
+    patience: int = Field(10, ge=1)  # epochs without a better validation N@20

@@ -1,0 +1,66 @@
+"""The whole configuration, and the presets that fill it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from vlm2rec.config.methods import Method, VLM2Rec
+from vlm2rec.config.sections import (
+    BackboneConfig,
+    DataConfig,
+    EvaluationConfig,
+    ObjectiveConfig,
+    PromptConfig,
+    Section,
+    SeqRecConfig,
+    TrainingConfig,
+)
+
+# One set of numbers a name, the same everywhere. Values that a file or `--set` gives win over them.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "objective": {"temperature": 0.1, "crtr_temperature": 0.1, "weight": 0.5, "alpha": 1.0, "beta": 1.0},
+        "training": {"lr": 1e-5, "batch_size": 8, "epochs": 3, "samples": "last"},
+    },
+    "small": {
+        "objective": {"temperature": 0.1, "crtr_temperature": 1.0, "weight": 0.1, "alpha": 5.0, "beta": 2.0},
+        "training": {"lr": 2e-4, "batch_size": 64, "epochs": 3, "samples": "all"},
+    },
+}
+
+
+class Config(Section):
+    """One run: one method, one seed."""
+
+    preset: Literal["paper", "small"] = "paper"
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    method: Method = VLM2Rec()
+    backbone: BackboneConfig = BackboneConfig()
+    prompt: PromptConfig = PromptConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seqrec: SeqRecConfig = SeqRecConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        filled = {"data": {}, **raw}  # so that what is reported missing is data.path
+        for section, values in PRESETS.get(str(raw.get("preset", "paper")), {}).items():
+            given = filled.get(section, {})
+            if isinstance(given, Mapping):
+                filled[section] = {**values, **given}
+        return filled
+
+    @model_validator(mode="after")
+    def _method_fits_prompt(self) -> "Config":
+        if self.method.kind == "vlm2rec" and (self.prompt.fusion != "external" or self.prompt.modalities != "both"):
+            raise ValueError(
+                "method.kind=vlm2rec compares a text view with an image view, so it needs"
+                " prompt.fusion=external and prompt.modalities=both"
+            )
+        return self

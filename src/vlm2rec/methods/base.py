@@ -1,0 +1,116 @@
+"""What a run asks of every method: the same few steps, whatever happens inside them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlm2rec.config import Config
+from vlm2rec.data.splits import Split, Which
+from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.errors import InputError
+from vlm2rec.runs import Run
+from vlm2rec.tasks import Cosine, Scorer
+
+if TYPE_CHECKING:
+    from vlm2rec.seqrec.items import Items, Norm
+
+
+class Recommender:
+    """One method on one split. A method overrides the steps that it has; the rest do nothing.
+
+    The steps come in the order of the methods below. Each may be killed and called again: what it leaves in the run
+    directory is whole or not there, and what `train` and `encode` return goes into the manifest.
+    """
+
+    def __init__(self, config: Config, split: Split) -> None:
+        self.config = config
+        self.split = split
+
+    def check(self, trained: bool) -> None:
+        """Try data, backbone and prompts before anything is written; `trained`: only encoding is left.
+
+        Raises:
+            InputError: they do not fit the method.
+        """
+
+    def reference(self, run: Run, users: np.ndarray, shared: Path | None) -> None:
+        """Figures before training to `reference.json`; `shared` is where runs of a sweep keep them for each other."""
+
+    def train(self, run: Run) -> Mapping[str, Any]:
+        """Learn from S[:-2]; S[-2] may choose between weights, S[-1] is never looked at."""
+        return {}
+
+    def encode(self, run: Run, users: np.ndarray) -> Mapping[str, Any]:
+        """Vectors to `items/` and, for the test histories of `users`, to `histories/`, where there are vectors."""
+        return {}
+
+    def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
+        """Scores of `users` at validation or test, row by row."""
+        raise NotImplementedError
+
+    def task2(self, run: Run, norm: "Norm") -> "Items | None":
+        """Where a sequential model takes its items from (Task 2); None for a method without vectors."""
+        return None
+
+
+class Embedder(Recommender):
+    """A method whose scores are cosines between `histories/` and `items/`, which `encode` leaves."""
+
+    def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
+        """Cosines of the fused vectors (Task 1); `users` are those that were encoded."""
+        items, histories = (EmbeddingTable.load(run.path / name) for name in ("items", "histories"))
+        return Cosine(histories.unit("fused"), items.unit("fused"))
+
+    def task2(self, run: Run, norm: "Norm") -> "Items | None":
+        """The fused item vectors behind one linear adapter (Sec. 5.1.3)."""
+        from vlm2rec.seqrec.items import TableItems, normalised
+
+        settings = self.config.seqrec
+        vectors = normalised(EmbeddingTable.load(run.path / "items")["fused"], norm)
+        return TableItems(vectors, settings.dim, tuned=settings.table == "tuned")
+
+
+class ItemEmbedder(Embedder):
+    """A method that embeds items alone: a history is the mean of its items' unit vectors (Sec. 5.1.3)."""
+
+    def encode(self, run: Run, users: np.ndarray) -> Mapping[str, Any]:
+        """Items by `encode_items`, histories by their mean."""
+        items = self.encode_items(run)
+        pooled(items, self.split, users, "test").save(run.path / "histories")
+        return {}
+
+    def encode_items(self, run: Run) -> EmbeddingTable:
+        """Every item of the catalogue to `items/`."""
+        raise NotImplementedError
+
+    def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
+        """Cosines of mean vectors and item vectors, for any users and either target."""
+        items = EmbeddingTable.load(run.path / "items")
+        return Cosine(pooled(items, self.split, users, which).unit("fused"), items.unit("fused"))
+
+
+def pooled(items: EmbeddingTable, split: Split, users: Sequence[int] | np.ndarray, which: Which) -> EmbeddingTable:
+    """Mean of the unit item vectors of each user's history, for every view: a table of histories.
+
+    Unit vectors first: otherwise an item with a long vector would outvote the others.
+    """
+    histories = [split.history(int(user), which) for user in users]
+    views = {}
+    for name in items.views:
+        unit = items.unit(name)
+        views[name] = np.stack([unit[history].mean(axis=0) for history in histories])
+    return EmbeddingTable([split.dataset.user_ids[int(user)] for user in users], views)
+
+
+def need_pictures(split: Split, why: str) -> None:
+    """Raise InputError where the data has no picture at all; `why` says who asks and what else could be done."""
+    if not any(split.dataset.pictures.digests):
+        raise InputError(f"{split.dataset.path}: has no pictures, which {why}")
+
+
+def need_titles(split: Split, why: str) -> None:
+    """Raise InputError where the data has no title at all; `why` says who asks and what else could be done."""
+    if not any(split.dataset.titles):
+        raise InputError(f"{split.dataset.path}: has no titles, which {why}")
