@@ -254,3 +254,16 @@ def test_a_checkpoint_that_lacks_weights_is_refused(folders: dict[str, Path], tm
     save_file({name: w for name, w in weights.items() if name != dropped}, broken / "model.safetensors")
     with pytest.raises(InputError, match="1 weights are missing"):
         build(broken)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_states_and_logits_are_those_of_the_model_with_its_head(folders: dict[str, Path], family: str) -> None:
+    backbone = load_backbone(BackboneConfig(path=str(folders[family])), head=True)
+    rows = [backbone.tokens("a red lamp"), backbone.tokens("a blue mug that a shopper bought")]
+    states, real = backbone.states(rows)
+    assert real.sum(1).tolist() == [len(row) for row in rows]
+    assert backbone.generator is not None
+    for row, own in zip(rows, states, strict=True):
+        alone = backbone.generator(input_ids=torch.tensor([row]), logits_to_keep=0).logits[0]
+        torch.testing.assert_close(backbone.logits(own[: len(row)]), alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states[[0, 1], real.sum(1) - 1], backbone.last_states(rows, []), atol=1e-5, rtol=1e-5)

@@ -5,9 +5,7 @@ error and status 2.
 """
 
 import json
-import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +14,7 @@ import typer
 
 from vlm2rec import __version__
 from vlm2rec.errors import InputError
+from vlm2rec.process import settle
 
 if TYPE_CHECKING:
     from vlm2rec.config import Config
@@ -37,15 +36,7 @@ RunFolders = Annotated[list[Path], typer.Argument(help="Run directories, or fold
 
 def main() -> None:
     """Entry point: errors of input become one line and status 2."""
-    # Progress bars and advice of the libraries underneath would bury what this program has to say.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin only briefly while they wait: where another process wants a core, long spinning doubles the
-    # time of a step and more; not spinning at all costs two fifths where nothing else runs.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    settle()
     try:
         app()
     except (InputError, FloatingPointError) as error:
