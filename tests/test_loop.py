@@ -346,3 +346,29 @@ def test_learning_rates_are_positive_and_reach_the_top_once(total: int, warmup: 
 def test_the_rate_in_use_is_the_rate_of_the_schedule(uninterrupted: tuple[State, nn.ModuleDict, Path]) -> None:
     written = read_metrics(uninterrupted[2] / "metrics.jsonl", "train")
     assert [line["lr"] for line in written] == [learning_rate(k, 9, settings()) for k in range(9)]
+
+
+def test_training_ends_when_no_epoch_is_better_for_a_while(tmp_path: Path) -> None:
+    scores = [0.1, 0.9, 0.5, 0.6, 0.95, 1.0]
+
+    def run(folder: Path, dies_at: int | None = None) -> State:
+        module = make_module()
+
+        def die(k: int) -> None:
+            if k == dies_at:
+                raise Killed
+
+        def validate(epoch: int) -> Mapping[str, float]:
+            return {"score": scores[epoch - 1]}
+
+        return fit(
+            module, make_step(module, die), steps_per_epoch=STEPS_PER_EPOCH, settings=settings(epochs=6), seed=5,
+            folder=folder, validate=validate, patience=2,
+        )  # fmt: skip
+
+    state = run(tmp_path / "straight")
+    assert (state.validated, state.best_epoch, state.step) == (4, 2, 4 * STEPS_PER_EPOCH)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", dies_at=3 * STEPS_PER_EPOCH + 1)
+    assert run(tmp_path / "killed").step == state.step
+    assert run(tmp_path / "killed").step == state.step  # and again, when all is done

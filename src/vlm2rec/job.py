@@ -1,7 +1,7 @@
 """The whole job: a configuration to a run directory with results. It asks the method for its steps
 and does what is the same for all of them: ranks, diagnosis, report.
 
-Stages stand on each other (reference, train, encode, evaluate, report); each is skipped where the run directory
+Stages stand on each other (reference, train, encode, evaluate, seqrec, report); each is skipped where the run directory
 already lists it, so running again continues.
 """
 
@@ -31,6 +31,8 @@ from vlm2rec.tasks import CANDIDATE_SETS, Cosine, Table, metrics_of, rank_users
 
 Say = Callable[[str], None]
 
+STAGES = ("reference", "train", "encode", "evaluate", "seqrec", "report")
+
 
 def run(config: Config, out: Path, shared: Path | None = None, until: str = "report") -> Run:
     """Do the whole job of one method and one seed, or what is left of it; stop after the stage `until`.
@@ -41,7 +43,7 @@ def run(config: Config, out: Path, shared: Path | None = None, until: str = "rep
         InputError: the data set, the backbone or the directory cannot be used.
     """
     job = Job(config, Dataset.load(config.data.path), out, shared)
-    for stage in ("reference", "train", "encode", "evaluate", "report"):
+    for stage in STAGES:
         job.run.stage(stage, getattr(job, stage))
         if stage == until:
             break
@@ -163,6 +165,30 @@ class Job:
             ranks.write_parquet(temporary)
         write_json(self.out / "results.json", results)
         return {}
+
+    def seqrec(self) -> Mapping[str, Any]:
+        """Task 2, where the configuration asks for it: added to `users.parquet` and `results.json`."""
+        began = time.monotonic()
+        found = self.method.sequence_task(self.run, self.users)
+        if not found:
+            return {}
+        results = self.run.results()
+        ranks = pl.read_parquet(self.out / "users.parquet").filter(~pl.col("task").str.starts_with("seqrec:"))
+        results["seqrec"] = {}
+        for kind, result in found.items():
+            task = f"seqrec:{kind}"
+            seed = self.config.evaluation.candidate_seed
+            some = rank_users(result.scorer, self.split, self.users, "test", seed, task=task)
+            ranks = pl.concat([ranks, some])
+            results["seqrec"][kind] = {view: metrics_of(some, task, view) for view in CANDIDATE_SETS}
+            if result.validation:
+                results["validation"] = {**results["validation"], f"seqrec:{kind}": dict(result.validation)}
+        seconds = time.monotonic() - began
+        results["cost"]["seconds"]["seqrec"] = seconds
+        with replacing(self.out / "users.parquet") as temporary:
+            ranks.write_parquet(temporary)
+        write_json(self.out / "results.json", results)
+        return {"seconds": seconds}
 
     def report(self) -> Mapping[str, Any]:
         """`report.html` of this run alone."""

@@ -104,5 +104,6 @@ class SeqRecConfig(Section):
     lr: tuple[float, ...] = (1e-3,)  # several: the best on validation is kept
     batch_size: int = Field(256, ge=1)
     weight_decay: float = Field(1e-4, ge=0)
+    clip: float = Field(5.0, gt=0)  # gradient norm
     epochs: int = Field(200, ge=1)
     patience: int = Field(10, ge=1)  # epochs without a better validation N@20

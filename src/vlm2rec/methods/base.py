@@ -1,8 +1,10 @@
 """What a run asks of every method: the same few steps, whatever happens inside them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +17,14 @@ from vlm2rec.tasks import Cosine, Scorer
 
 if TYPE_CHECKING:
     from vlm2rec.seqrec.items import Items, Norm
+
+
+@dataclass(frozen=True)
+class SequenceResult:
+    """A fitted sequential model's scores of the test users, and what was chosen on validation."""
+
+    scorer: Scorer
+    validation: Mapping[str, Any]
 
 
 class Recommender:
@@ -50,9 +60,9 @@ class Recommender:
         """Scores of `users` at validation or test, row by row."""
         raise NotImplementedError
 
-    def task2(self, run: Run, norm: "Norm") -> "Items | None":
-        """Where a sequential model takes its items from (Task 2); None for a method without vectors."""
-        return None
+    def sequence_task(self, run: Run, users: np.ndarray) -> dict[str, SequenceResult]:
+        """Task 2: sequential models started from the method, by backbone; none where it has nothing to start from."""
+        return {}
 
 
 class Embedder(Recommender):
@@ -63,13 +73,34 @@ class Embedder(Recommender):
         items, histories = (EmbeddingTable.load(run.path / name) for name in ("items", "histories"))
         return Cosine(histories.unit("fused"), items.unit("fused"))
 
-    def task2(self, run: Run, norm: "Norm") -> "Items | None":
-        """The fused item vectors behind one linear adapter (Sec. 5.1.3)."""
+    norms: ClassVar[tuple["Norm", ...]] = ("l2", "standardize")
+    """What `seqrec.norm = "auto"` chooses from, on validation."""
+
+    def sequence_items(self, run: Run, norm: "Norm") -> "Items":
+        """Where a sequential model takes its items from: the fused vectors behind one linear adapter (Sec. 5.1.3)."""
         from vlm2rec.seqrec.items import TableItems, normalised
 
         settings = self.config.seqrec
         vectors = normalised(EmbeddingTable.load(run.path / "items")["fused"], norm)
         return TableItems(vectors, settings.dim, tuned=settings.table == "tuned")
+
+    def sequence_task(self, run: Run, users: np.ndarray) -> dict[str, SequenceResult]:
+        """Every backbone of `seqrec.backbones`, fitted on S[:-2] and chosen on validation."""
+        from vlm2rec.seqrec.fit import fit_sequential
+
+        settings, seed = self.config.seqrec, self.config.seed
+        found: dict[str, SequenceResult] = {}
+        for kind in settings.backbones:
+            tried = {}
+            for norm in self.norms if settings.norm == "auto" else (settings.norm,):
+                folder = run.path / "stages" / f"{kind}-{norm}"
+                items = partial(self.sequence_items, run, norm)
+                tried[norm] = fit_sequential(kind, items, self.split, settings, seed, folder, self.config.evaluation)
+            best = max(tried, key=lambda norm: tried[norm].validation["N@20"])
+            seconds = sum(model.validation["seconds"] for model in tried.values())
+            info = {**tried[best].validation, "seconds": seconds, "norm": best}
+            found[kind] = SequenceResult(tried[best].scorer(users, "test"), info)
+        return found
 
 
 class ItemEmbedder(Embedder):

@@ -53,12 +53,14 @@ def fit(
     folder: Path,
     validate: Validate | None = None,
     no_decay: Iterable[nn.Parameter] = (),
+    patience: int | None = None,
     title: str = "training",
 ) -> State:
     """Train the parameters of `module` that want a gradient; leave it with the best epoch's weights.
 
     `folder` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`; with checkpoints in it, training goes on from
-    the last one. Without `validate` the last weights are the best. Raises FloatingPointError where a gradient is
+    the last one. Without `validate` the last weights are the best; with `patience`, training ends where so many
+    epochs in a row were none better. Raises FloatingPointError where a gradient is
     not finite: one step further, no weight would be.
     """
     accelerator = Accelerator()
@@ -95,7 +97,7 @@ def fit(
                     checkpoints.save_best(epoch)
                 state.validated = epoch
                 checkpoints.save(state)
-            if state.step >= total:
+            if state.step >= total or (patience is not None and state.validated - state.best_epoch >= patience):
                 break
             began = time.monotonic()
             torch.manual_seed(_mix(seed, state.step))
