@@ -1,7 +1,7 @@
 """The embedder: prompts, backbone and fusion. Histories and items in, `Views` out (Sec. 2.2-2.3)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.errors import InputError
 from vlm2rec.objectives import Views
-from vlm2rec.prompts import Modality, Picture, Text, Title, history_prompt, passes
+from vlm2rec.prompts import Modality, Picture, Segment, Text, Title, history_prompt, passes
 from vlm2rec.runs import read_json, replacing_folder, write_json
 
 _FILE = "encoder.json"
@@ -60,9 +60,11 @@ class Encoder(nn.Module):
         self._visuals: dict[int, Visual | None] = {}
 
     @classmethod
-    def build(cls, settings: BackboneConfig, prompt: PromptConfig, batch_tokens: int = 8192) -> "Encoder":
-        """The backbone as it comes, without adapters."""
-        return cls(load_backbone(settings), settings, prompt, batch_tokens)
+    def build(
+        cls, settings: BackboneConfig, prompt: PromptConfig, batch_tokens: int = 8192, head: bool = False
+    ) -> "Encoder":
+        """The backbone as it comes, without adapters; `head` keeps its language head, for what generates text."""
+        return cls(load_backbone(settings, head), settings, prompt, batch_tokens)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Encoder":
@@ -118,7 +120,7 @@ class Encoder(nn.Module):
         Raises:
             InputError: a prompt is longer than the backbone's context.
         """
-        self._look_at(catalogue, histories)
+        self.look_at(catalogue, {item for history in histories for item in history})
         return [self._prompt(history, modality) for modality in self.passes for history in histories]
 
     def check(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> None:
@@ -130,12 +132,12 @@ class Encoder(nn.Module):
         items = {item for history in longest for item in history}
         if self.backbone.vision is not None and self.passes != ("text",):
             first = next((item for item in sorted(items) if catalogue.pictures[item] is not None), None)
-            self._look_at(catalogue, [[first]] if first is not None else [])
+            self.look_at(catalogue, [first] if first is not None else [])
             known = dict(self._visuals)
             self._visuals.update(dict.fromkeys(items - known.keys(), known.get(first) if first is not None else None))
         else:
             known = {}
-            self._look_at(catalogue, [])
+            self.look_at(catalogue, [])
         try:
             for modality in self.passes:
                 for history in longest:
@@ -160,18 +162,10 @@ class Encoder(nn.Module):
         back[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(states)[back.to(self.device)]
 
-    def assemble(self, vectors: Tensor) -> Views:
-        """Fuse the vectors of `prompts`, `(len(passes) * B, D)`, into Views of `(B, D)` (Eq. 2)."""
-        if len(self.passes) == 1:
-            return Views(vectors)
-        text, image = vectors.chunk(2)
-        if self.prompt.sum == "unit":
-            return Views(normalize(text.float(), dim=-1) + normalize(image.float(), dim=-1), text, image)
-        return Views(text + image, text, image)
-
-    def _prompt(self, history: Sequence[int], modality: Modality) -> Prompt:
+    def read(self, segments: Sequence[Segment]) -> Prompt:
+        """Tokens and pictures of any segments, inside the chat template where there is one; `look_at` comes first."""
         ids, visuals = list(self._opening), []
-        for segment in history_prompt(history, modality, self.prompt):
+        for segment in segments:
             match segment:
                 case Text(text):
                     ids += self._text(text)
@@ -184,13 +178,46 @@ class Encoder(nn.Module):
                     else:
                         ids += self.backbone.picture_tokens(len(visual.tokens))
                         visuals.append(visual)
-        ids += self._closing
-        if len(ids) > self.backbone.context:
+        return Prompt([*ids, *self._closing], visuals)
+
+    def assemble(self, vectors: Tensor) -> Views:
+        """Fuse the vectors of `prompts`, `(len(passes) * B, D)`, into Views of `(B, D)` (Eq. 2)."""
+        if len(self.passes) == 1:
+            return Views(vectors)
+        text, image = vectors.chunk(2)
+        if self.prompt.sum == "unit":
+            return Views(normalize(text.float(), dim=-1) + normalize(image.float(), dim=-1), text, image)
+        return Views(text + image, text, image)
+
+    def look_at(self, catalogue: Catalogue, items: Collection[int]) -> None:
+        """Have the visual tokens of every item that is about to be read."""
+        if catalogue is not self._catalogue:
+            self._catalogue, self._titles, self._visuals = catalogue, {}, {}
+        if self.backbone.vision is None or self.passes == ("text",):
+            return
+        if not self.settings.cache_vision:
+            self._visuals = {}
+        missing = sorted(set(items) - self._visuals.keys())
+        for start in range(0, len(missing), _PICTURES_AT_ONCE):
+            chunk = missing[start : start + _PICTURES_AT_ONCE]
+            pictures = [(item, catalogue.pictures[item]) for item in chunk]
+            seen = [(item, picture) for item, picture in pictures if picture is not None]
+            visuals = self.backbone.vision([picture for _, picture in seen]) if seen else []
+            self._visuals.update(dict.fromkeys(chunk))
+            self._visuals.update(zip((item for item, _ in seen), visuals, strict=True))
+
+    def visual(self, item: int) -> Visual | None:
+        """An item's visual tokens, once `look_at` has seen it; None where it has no picture."""
+        return self._visuals[item]
+
+    def _prompt(self, history: Sequence[int], modality: Modality) -> Prompt:
+        prompt = self.read(history_prompt(history, modality, self.prompt))
+        if len(prompt.ids) > self.backbone.context:
             raise InputError(
-                f"a prompt of {len(history)} items takes {len(ids)} tokens, the backbone reads {self.backbone.context};"
-                " lower data.max_history, prompt.max_title_tokens or backbone.image_size"
+                f"a prompt of {len(history)} items takes {len(prompt.ids)} tokens, the backbone reads"
+                f" {self.backbone.context}; lower data.max_history, prompt.max_title_tokens or backbone.image_size"
             )
-        return Prompt(ids, visuals)
+        return prompt
 
     def _text(self, text: str) -> list[int]:
         if text not in self._texts:
@@ -203,23 +230,6 @@ class Encoder(nn.Module):
             title = self._catalogue.titles[item] or "(no title)"
             self._titles[item] = self.backbone.title_tokens(title)[: self.prompt.max_title_tokens]
         return self._titles[item]
-
-    def _look_at(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> None:
-        """Have the visual tokens of every item that is about to be read."""
-        if catalogue is not self._catalogue:
-            self._catalogue, self._titles, self._visuals = catalogue, {}, {}
-        if self.backbone.vision is None or self.passes == ("text",):
-            return
-        if not self.settings.cache_vision:
-            self._visuals = {}
-        missing = sorted({item for history in histories for item in history} - self._visuals.keys())
-        for start in range(0, len(missing), _PICTURES_AT_ONCE):
-            chunk = missing[start : start + _PICTURES_AT_ONCE]
-            pictures = [(item, catalogue.pictures[item]) for item in chunk]
-            seen = [(item, picture) for item, picture in pictures if picture is not None]
-            visuals = self.backbone.vision([picture for _, picture in seen]) if seen else []
-            self._visuals.update(dict.fromkeys(chunk))
-            self._visuals.update(zip((item for item, _ in seen), visuals, strict=True))
 
 
 def _buckets(lengths: Sequence[int], batch_tokens: int) -> tuple[list[int], list[list[int]]]:

@@ -110,7 +110,7 @@ class Backbone:
         lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
         longest = int(lengths.max())
         padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.model.device)
-        kinds = self._kinds(padded)
+        kinds = self.kinds(padded)
         # In training each row draws dropout of its own, the same with a gradient and without (GradCache).
         shared = 0 if kinds or torch.is_grad_enabled() or self.model.training else self._shared(ids)
         inputs: dict[str, Any] = {"input_ids": padded[:, shared:], "use_cache": shared > 0}
@@ -140,7 +140,7 @@ class Backbone:
         inputs: dict[str, Any] = {"input_ids": padded, "use_cache": False}
         if masked:
             inputs["attention_mask"] = real
-        inputs.update(self._kinds(padded))
+        inputs.update(self.kinds(padded))
         if visuals:
             assert self.vision is not None
             inputs.update(self.vision.inputs(visuals))
@@ -153,7 +153,7 @@ class Backbone:
         logits: Tensor = self.generator.get_output_embeddings()(states)
         return logits
 
-    def _kinds(self, padded: Tensor) -> dict[str, Tensor]:
+    def kinds(self, padded: Tensor) -> dict[str, Tensor]:
         """Which tokens are picture: Gemma 3 attends both ways inside one; the Qwen families place it on a grid."""
         if self.image_token is None:
             return {}
