@@ -172,7 +172,7 @@ def test_tables(runs, tmp_path):
     assert found.write(tmp_path / "t.md").read_text() == page
     found.write(tmp_path / "t.csv")
     assert (tmp_path / "t-tests.csv").read_text() == found.tests_csv()
-    with pytest.raises(InputError, match=r"\.md or \.csv"):
+    with pytest.raises(InputError, match=r"\.md, \.tex or \.csv"):
         found.write(tmp_path / "t.xlsx")
 
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from vlm2rec.comparison import SETS, VIEWS, Comparison, Method, PairedTest, Vector
+from vlm2rec.comparison import SEQUENTIAL, SETS, VIEWS, Comparison, Method, PairedTest, Vector
 from vlm2rec.errors import InputError
 from vlm2rec.metrics import ndcg
 from vlm2rec.runs import Run
 
 COUNTING = ("random", "poprec", "itemknn")
-_FIRST = (*COUNTING, "vanilla")  # reading order of a table: sanity rows, then what learns more and more
-_LAST = ("sft", "vlm2rec")
+# Reading order of a table: sanity rows, item ids, frozen encoders, then what learns more and more.
+_FIRST = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "vanilla")
+_LAST = ("sft", "vlm2rec", "hybrid")
 _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are still seeds of one method
     {"seed", "preset", "training.micro_batch", "training.gradient_checkpointing", "training.checkpoint_every"}
     | {"evaluation.batch_tokens", "backbone.cache_vision"}
@@ -48,18 +49,17 @@ def compare(runs: Sequence[Path]) -> Comparison:
     tables = [_read_users(run.path) for run in opened]
     for run, users in zip(opened[1:], tables[1:], strict=True):
         _check_alike(opened[0], tables[0], run, users)
-    methods = _group(opened, [{name: values for name, (_, _, values) in table.items()} for table in tables])
+    methods = _group(opened, [_per_user(table) for table in tables])
     pairs = [
         (second, first)
         for first, second in reversed(list(combinations(methods, 2)))
         if first.kind != "random" and not (first.kind in COUNTING and second.kind in COUNTING)
     ]
-    tests = [test for first, second in pairs for test in _test_pair(first, second)]
-    corrected = holm([test.p for test in tests])
+    tests, seed_tests = pairwise_tests(pairs)
     return Comparison(
         methods=tuple(methods),
-        tests=tuple(replace(test, p_holm=p) for test, p in zip(tests, corrected, strict=True)),
-        seed_tests=tuple(test for first, second in pairs for test in _test_seeds(first, second)),
+        tests=tests,
+        seed_tests=seed_tests,
         differences=_differences(methods),
         evaluated_users=len(tables[0]["sampled.f2f"][0]),
         chance={
@@ -68,6 +68,22 @@ def compare(runs: Sequence[Path]) -> Comparison:
             if measure.endswith(".f2f")
         },
     )
+
+
+def pairwise_tests(pairs: Sequence[tuple[Method, Method]]) -> tuple[tuple[PairedTest, ...], tuple[PairedTest, ...]]:
+    """Paired tests of each pair on every measure that both have: over users averaged over seeds, and seeds apart.
+
+    Holm's correction covers all of the former together.
+    """
+    tests = [test for first, second in pairs for test in _test_pair(first, second)]
+    corrected = zip(tests, holm([test.p for test in tests]), strict=True)
+    apart = tuple(test for first, second in pairs for test in _test_seeds(first, second))
+    return tuple(replace(test, p_holm=p) for test, p in corrected), apart
+
+
+def method_of(label: str, runs: Sequence[Run]) -> Method:
+    """Finished runs of one configuration, one a seed, as a Method. Raises InputError where one is unfinished."""
+    return _method(label, runs, [_per_user(_read_users(run.path)) for run in runs])
 
 
 def paired_test(first: Vector, second: Vector) -> tuple[float, float, float, float, float]:
@@ -114,8 +130,8 @@ def _read_users(run: Path) -> _Ranks:
         raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; evaluate the run again") from None
     found: _Ranks = {}
     for (task, view), rows in frame.group_by("task", "view", maintain_order=True):
-        query = "f2f" if task == "retrieval" else str(task).removeprefix("dropout:")
-        if query in VIEWS and view in SETS:
+        query = "f2f" if task == "retrieval" else str(task).rpartition(":")[2]
+        if query in (*VIEWS, *SEQUENTIAL) and view in SETS:
             values = ndcg(rows["above"].to_numpy(), rows["ties"].to_numpy(), 20)
             found[f"{view}.{query}"] = (rows["user_id"].to_list(), rows["candidates"].to_list(), values)
     if "sampled.f2f" not in found:
@@ -149,20 +165,28 @@ def _group(runs: Sequence[Run], users: Sequence[Mapping[str, Vector]]) -> list[M
             if runs[left].config.seed == runs[right].config.seed:
                 same = f"same method and seed as {runs[left].path}"
                 raise InputError(f"{runs[right].path}: {same}; leave one of the two out")
-        figures = [
-            _numbers(runs[i].results()) | {name: float(own.mean()) for name, own in users[i].items()} for i in members
-        ]
-        methods.append(
-            Method(
-                label=_label(key, distinct),
-                kind=key["method.kind"],
-                seeds=tuple(runs[i].config.seed for i in members),
-                runs=tuple(runs[i] for i in members),
-                values={name: tuple(each[name] for each in figures) for name in _shared(figures)},
-                users={name: tuple(users[i][name] for i in members) for name in _shared([users[i] for i in members])},
-            )
-        )
+        label = _label(key, distinct)
+        methods.append(_method(label, [runs[i] for i in members], [users[i] for i in members]))
     return methods
+
+
+def _method(label: str, runs: Sequence[Run], users: Sequence[Mapping[str, Vector]]) -> Method:
+    figures = [
+        _numbers(run.results()) | {name: float(values.mean()) for name, values in own.items()}
+        for run, own in zip(runs, users, strict=True)
+    ]
+    return Method(
+        label=label,
+        kind=runs[0].config.method.kind,
+        seeds=tuple(run.config.seed for run in runs),
+        runs=tuple(runs),
+        values={name: tuple(each[name] for each in figures) for name in _shared(figures)},
+        users={name: tuple(own[name] for own in users) for name in _shared(users)},
+    )
+
+
+def _per_user(ranks: _Ranks) -> dict[str, Vector]:
+    return {measure: values for measure, (_, _, values) in ranks.items()}
 
 
 def _shared(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -173,6 +197,8 @@ def _shared(mappings: Sequence[Mapping[str, Any]]) -> list[str]:
 def _relevant(run: Run) -> dict[str, str]:
     """The flattened configuration without what cannot change a figure."""
     flat = _flatten(run.config.model_dump(mode="json"))
+    # What a run was put together from, by kind: the folders differ from seed to seed.
+    flat |= {f"method.{name}": kind for name, kind in run.manifest.get("parts", {}).items()}
     # The fingerprint says which data it was; where the folder lay does not matter.
     return {key: str(value) for key, value in flat.items() if key not in _WITHOUT_EFFECT and key != "data.path"}
 
@@ -192,7 +218,7 @@ def _label(key: Mapping[str, str], distinct: Sequence[Mapping[str, str]]) -> str
 def _differences(methods: Sequence[Method]) -> dict[str, dict[str, str]]:
     """Settings in which methods that read the configuration differ, if their labels do not say so already."""
     keys = {method.label: _relevant(method.runs[0]) for method in methods if method.kind not in COUNTING}
-    names = dict.fromkeys(name for key in keys.values() for name in key if name != "method.kind")
+    names = dict.fromkeys(name for key in keys.values() for name in key if not name.startswith("method."))
     return {
         name: {label: key.get(name, "None") for label, key in keys.items()}
         for name in names

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlm2rec.errors import InputError
+from vlm2rec.grid import Grid, Style, best_two
 from vlm2rec.metrics import METRICS
 from vlm2rec.runs import Run, write_text
 
@@ -20,6 +21,12 @@ SETS = ("sampled", "matched", "full", "full_unseen")
 
 VIEWS = ("f2f", "t2f", "v2f")
 """What the query keeps in modality dropout: both, the text, the picture."""
+
+SEQUENTIAL = ("gru4rec", "sasrec")
+"""Sequential models of Task 2."""
+
+STYLES: dict[str, Style] = {".md": "markdown", ".tex": "latex"}
+"""Ending of a file's name -> what stands in it."""
 
 Vector = NDArray[np.float64]
 
@@ -35,7 +42,7 @@ class Method:
     values: Mapping[str, tuple[float, ...]]
     """Figure ("retrieval.full.N@20", "dropout.v2f", "geometry.text.S", …) -> its value for each seed."""
     users: Mapping[str, tuple[Vector, ...]]
-    """Measure ("sampled.f2f", "matched.v2f", …) -> N@20 of each user, for each seed. Means are in `values`."""
+    """Measure ("sampled.f2f", "matched.v2f", "full.sasrec", …) -> N@20 of each user, by seed; means are in `values`."""
 
     def mean(self, name: str) -> float | None:
         """Mean over seeds; None where the method has no such figure."""
@@ -67,33 +74,6 @@ class PairedTest:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table of ready strings."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def render(self, style: Literal["text", "markdown"]) -> str:
-        """Aligned text for a terminal, or a Markdown table."""
-        cells = (self.header, *self.rows)
-        widths = [max(len(row[column]) for row in cells) for column in range(len(self.header))]
-        padded = [
-            [
-                cell.ljust(width) if not column else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            for row in cells
-        ]
-        if style == "markdown":
-            rule = "|".join(["", " --- ", *[" ---: "] * (len(widths) - 1), ""])
-            lines = [f"| {' | '.join(row)} |" for row in padded]
-            return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:]])
-        lines = ["  ".join(row).rstrip() for row in padded]
-        return "\n".join([self.title, "", lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-@dataclass(frozen=True)
 class Comparison:
     """What `compare` found."""
 
@@ -108,17 +88,19 @@ class Comparison:
     chance: Mapping[str, float]
     """Candidate set -> N@20 of a scorer that knows nothing: all candidates tied with the target."""
 
-    def table(self, style: Literal["text", "markdown"] = "text") -> str:
-        """All tables, and what the settings differ in, as one string for a terminal or a Markdown file.
+    def table(self, style: Style = "text") -> str:
+        """All tables, and what the settings differ in, as one string for a terminal, a Markdown or a LaTeX file.
 
-        A terminal is spared the metrics other than N@20; Markdown and CSV have them.
+        A terminal is spared the metrics other than N@20; the files have them.
         """
-        grids = [_retrieval(self.methods), _modalities(self.methods), _tests(self.tests), _seeds(self.seed_tests)]
-        if style == "markdown":
+        grids = [_retrieval(self.methods), _modalities(self.methods), _sequential(self.methods)]
+        grids += [_tests(self.tests), _seeds(self.seed_tests)]
+        if style != "text":
             grids.append(_metrics(self.methods))
         parts = [grid.render(style) for grid in grids if grid.rows]
         for key, values in self.differences.items():
-            parts.append(f"{key}: " + ", ".join(f"{label} {value}" for label, value in values.items()))
+            note = f"{key}: " + ", ".join(f"{label} {value}" for label, value in values.items())
+            parts.append(f"% {note}" if style == "latex" else note)
         return "\n\n".join(parts) + "\n"
 
     def summary_csv(self) -> str:
@@ -140,18 +122,18 @@ class Comparison:
         return self.table("text")
 
     def write(self, path: Path) -> Path:
-        """Write `path`: the tables (.md), or the figures (.csv) with the tests beside them (NAME-tests.csv).
+        """Write `path`: the tables (.md, .tex), or the figures (.csv) with the tests beside them (NAME-tests.csv).
 
         Raises:
-            InputError: the name ends in neither.
+            InputError: the name ends in none of these.
         """
-        if path.suffix == ".md":
-            write_text(path, self.table("markdown"))
+        if path.suffix in STYLES:
+            write_text(path, self.table(STYLES[path.suffix]))
         elif path.suffix == ".csv":
             write_text(path, self.summary_csv())
             write_text(path.with_name(f"{path.stem}-tests.csv"), self.tests_csv())
         else:
-            raise InputError(f"{path}: give a name that ends in .md or .csv")
+            raise InputError(f"{path}: give a name that ends in .md, .tex or .csv")
         return path
 
 
@@ -179,11 +161,28 @@ def _seed_text(method: Method) -> str:
 
 
 def _retrieval(methods: Sequence[Method]) -> Grid:
-    rows = [
-        (method.label, _seed_text(method), *(value(method, f"retrieval.{name}.N@20") for name in SETS))
-        for method in methods
-    ]
-    return Grid("N@20 by candidate set", ("method", "seeds", *SETS), tuple(rows))
+    names = [f"retrieval.{candidates}.N@20" for candidates in SETS]
+    rows = [(method.label, _seed_text(method), *(value(method, name) for name in names)) for method in methods]
+    marks = [(0, 0, *marked) for marked in _marks(methods, names)]
+    return Grid("N@20 by candidate set", ("method", "seeds", *SETS), tuple(rows), tuple(marks))
+
+
+def _sequential(methods: Sequence[Method]) -> Grid:
+    """Task 2, for each sequential model that any method started."""
+    rows: list[tuple[str, ...]] = []
+    marks: list[tuple[int, ...]] = []
+    for kind in SEQUENTIAL:
+        names = [f"seqrec.{kind}.{candidates}.N@20" for candidates in SETS]
+        having = [method for method in methods if names[0] in method.values]
+        rows += [(method.label, kind, *(value(method, name) for name in names)) for method in having]
+        marks += [(0, 0, *marked) for marked in _marks(having, names)]
+    return Grid("Task 2: N@20 of sequential models", ("started from", "model", *SETS), tuple(rows), tuple(marks))
+
+
+def _marks(methods: Sequence[Method], names: Sequence[str]) -> list[tuple[int, ...]]:
+    """For each method, whether it is best (1) or second best (2) in each figure."""
+    columns = [best_two([method.mean(name) for method in methods]) for name in names]
+    return [tuple(column[row] for column in columns) for row in range(len(methods))]
 
 
 def _modalities(methods: Sequence[Method]) -> Grid:

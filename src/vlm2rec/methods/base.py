@@ -69,7 +69,12 @@ class Embedder(Recommender):
     """A method whose scores are cosines between `histories/` and `items/`, which `encode` leaves."""
 
     def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
-        """Cosines of the fused vectors (Task 1); `users` are those that were encoded."""
+        """Cosines of the fused vectors (Task 1); `users` are those that were encoded.
+
+        Raises InputError for the validation histories: a method that can embed them at will says so by its own.
+        """
+        if which != "test":
+            raise InputError(f"{run.path}: {self.config.method.kind} keeps vectors of test histories alone")
         items, histories = (EmbeddingTable.load(run.path / name) for name in ("items", "histories"))
         return Cosine(histories.unit("fused"), items.unit("fused"))
 

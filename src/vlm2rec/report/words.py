@@ -17,6 +17,17 @@ NAMES = {
     "poprec": "PopRec",
     "itemknn": "item-kNN",
     "random": "Random",
+    "sasrec": "SASRec",
+    "gru4rec": "GRU4Rec",
+    "bert": "BERT",
+    "clip": "CLIP",
+    "pair": "Text + picture encoder",
+    "llmemb": "LLMEmb",
+    "llm2rec": "LLM2Rec",
+    "slim": "SLIM",
+    "vlm_prompt": "VLM_Prompt",
+    "notellm2": "NoteLLM-2",
+    "hybrid": "Hybrid",
 }
 STILL = 0.05
 """A relative change smaller than this counts as none."""
@@ -125,28 +136,28 @@ def _verdict(test: PairedTest) -> str:
 
 
 def _sanity(comparison: Comparison) -> Iterator[Finding]:
-    """The best counting method against the best embedder, on each candidate set."""
+    """The best counting method against the best learned method, on each candidate set."""
     counting = [method for method in comparison.methods if method.kind in COUNTING and method.kind != "random"]
-    embedders = [method for method in comparison.methods if method.kind not in COUNTING]
+    learned = [method for method in comparison.methods if method.kind not in COUNTING]
     said = []
     for name in SETS:
         figure = f"retrieval.{name}.N@20"
-        rival, best = _best(counting, figure), _best(embedders, figure)
+        rival, best = _best(counting, figure), _best(learned, figure)
         if rival is not None and best is not None:
             side = "above" if rival[0] > best[0] else "below" if rival[0] < best[0] else "level with"
-            counted, embedded = (f"{display(one.label)} {number(mean)}" for mean, one in (rival, best))
-            said.append(f"{name}: {counted}, {side} {embedded}")
+            counted, taught = (f"{display(one.label)} {number(mean)}" for mean, one in (rival, best))
+            said.append(f"{name}: {counted}, {side} {taught}")
     if said:
         yield Finding(
-            "Against counting", "N@20 of the best counting method and the best embedder. " + "; ".join(said) + "."
+            "Against counting", "N@20 of the best counting method and the best learned method. " + "; ".join(said) + "."
         )
 
 
 def _ceiling(comparison: Comparison) -> Iterator[Finding]:
     """How far the best method gets of what an oracle reaches, where the data's makers know it."""
-    embedders = [method for method in comparison.methods if method.kind not in COUNTING]
-    oracle = _best(embedders, "oracle.sampled.N@20")
-    best = _best(embedders, "retrieval.sampled.N@20")
+    learned = [method for method in comparison.methods if method.kind not in COUNTING]
+    oracle = _best(learned, "oracle.sampled.N@20")
+    best = _best(learned, "retrieval.sampled.N@20")
     if oracle is not None and best is not None and oracle[0] > 0:
         yield Finding(
             "Against the best possible",
