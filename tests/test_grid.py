@@ -41,9 +41,9 @@ def test_markdown() -> None:
 
 
 def test_latex_escapes_and_rules() -> None:
-    lines = [line.strip() for line in GRID.render("latex").splitlines()]
+    lines = [" ".join(line.split()) for line in GRID.render("latex").splitlines()]
     assert "\\caption{A \\& B}" in lines
     assert lines[2] == "\\begin{tabular}{lr}"
-    assert "first\\_one & \\underline{.1 $\\pm$ .2} \\\\" in [" ".join(line.split()) for line in lines]
+    assert "first\\_one & \\underline{.1 $\\pm$ .2} \\\\" in lines
     assert lines.index("\\bottomrule") - lines.index("\\toprule") == 7  # head, rule, 2 rows, rule, 1 row
-    assert lines[-4:-2] == ["third     &                         -- \\\\", "\\bottomrule"]
+    assert lines[-4:-2] == ["third & -- \\\\", "\\bottomrule"]

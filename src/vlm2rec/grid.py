@@ -14,6 +14,7 @@ _MARKS: dict[Style, tuple[str, str, str]] = {
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "…": r"\ldots{}",
+    "<": "$<$", ">": "$>$",
 }  # fmt: skip
 
 
@@ -33,37 +34,40 @@ class Grid:
 
     def render(self, style: Style) -> str:
         """The table as a string; LaTeX wants the package booktabs."""
-        rows = [
-            [_MARKS[style][mark].format(_tex(cell) if style == "latex" else cell) for cell, mark in zip(row, marks)]
-            for row, marks in zip(self.rows, self.marks or ((0,) * len(self.header),) * len(self.rows), strict=True)
-        ]
-        header = [_tex(cell) if style == "latex" else cell for cell in self.header]
-        cells = (header, *rows)
-        widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-        padded = [
-            [
-                cell.ljust(width) if not column else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            for row in cells
-        ]
-        if style == "latex":
-            return _latex(_tex(self.title), padded, self._breaks())
+        cells = self._padded(style)
         if style == "markdown":
-            rule = "|".join(["", " --- ", *[" ---: "] * (len(widths) - 1), ""])
-            lines = [f"| {' | '.join(row)} |" for row in padded]
+            rule = "|".join(["", " --- ", *[" ---: "] * (len(self.header) - 1), ""])
+            lines = [f"| {' | '.join(row)} |" for row in cells]
             return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:]])
-        lines = ["  ".join(row).rstrip() for row in padded]
+        if style == "latex":
+            return self._latex([f"  {' & '.join(row)} \\\\" for row in cells])
+        lines = ["  ".join(row).rstrip() for row in cells]
         rule = "-" * max(map(len, lines))
-        body = [
-            part for row, line in enumerate(lines[1:]) for part in ([rule, line] if row in self._breaks() else [line])
-        ]
         title = f"{self.title} (¹ best, ² second best)" if any(map(any, self.marks)) else self.title
-        return "\n".join([title, "", lines[0], rule, *body])
+        return "\n".join([title, "", lines[0], rule, *self._ruled(lines[1:], rule)])
 
-    def _breaks(self) -> set[int]:
-        """Rows that begin a new group."""
-        return {row for row in range(1, len(self.groups)) if self.groups[row] != self.groups[row - 1]}
+    def _latex(self, lines: Sequence[str]) -> str:
+        head = ["\\begin{table}", f"  \\caption{{{_tex(self.title)}}}"]
+        head += [f"  \\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}", "  \\toprule", lines[0], "  \\midrule"]
+        foot = ["  \\bottomrule", "  \\end{tabular}", "\\end{table}"]
+        return "\n".join([*head, *self._ruled(lines[1:], "  \\midrule"), *foot])
+
+    def _padded(self, style: Style) -> list[list[str]]:
+        """Header and rows, marked and of one width a column."""
+        marks = self.marks or ((0,) * len(self.header),) * len(self.rows)
+        cells = [[_tex(cell) if style == "latex" else cell for cell in row] for row in (self.header, *self.rows)]
+        for row, marked in zip(cells[1:], marks, strict=True):
+            row[:] = [_MARKS[style][mark].format(cell) for cell, mark in zip(row, marked, strict=True)]
+        for column in range(len(self.header)):
+            width = max(len(row[column]) for row in cells)
+            for row in cells:
+                row[column] = row[column].rjust(width) if column else row[column].ljust(width)
+        return cells
+
+    def _ruled(self, lines: Sequence[str], rule: str) -> list[str]:
+        """The lines of the rows with a rule where a new group begins."""
+        begins = {row for row in range(1, len(self.groups)) if self.groups[row] != self.groups[row - 1]}
+        return [part for row, line in enumerate(lines) for part in ([rule, line] if row in begins else [line])]
 
 
 def best_two(values: Sequence[float | None]) -> list[int]:
@@ -71,31 +75,11 @@ def best_two(values: Sequence[float | None]) -> list[int]:
 
     A column with one value alone has no best.
     """
-    known = sorted({value for value in values if value is not None}, reverse=True)
-    if len([value for value in values if value is not None]) < 2:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
         return [0] * len(values)
-    places = {value: place for place, value in enumerate(known[:2], start=1)}
+    places = {value: place for place, value in enumerate(sorted(set(known), reverse=True)[:2], start=1)}
     return [0 if value is None else places.get(value, 0) for value in values]
-
-
-def _latex(title: str, cells: Sequence[Sequence[str]], breaks: set[int]) -> str:
-    lines = [f"  {' & '.join(row)} \\\\" for row in cells]
-    body = [part for row, line in enumerate(lines[1:]) for part in (["  \\midrule", line] if row in breaks else [line])]
-    columns = "l" + "r" * (len(cells[0]) - 1)
-    return "\n".join(
-        [
-            "\\begin{table}",
-            f"  \\caption{{{title}}}",
-            f"  \\begin{{tabular}}{{{columns}}}",
-            "  \\toprule",
-            lines[0],
-            "  \\midrule",
-            *body,
-            "  \\bottomrule",
-            "  \\end{tabular}",
-            "\\end{table}",
-        ]
-    )
 
 
 def _tex(text: str) -> str:
