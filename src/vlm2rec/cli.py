@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
+experiment = typer.Typer(help="The paper's tables on any data set.", no_args_is_help=True)
+app.add_typer(experiment, name="experiment")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; `vlm2rec init` writes a commented one.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says.")]
@@ -238,7 +240,7 @@ def tune(
 @app.command()
 def compare(
     runs: RunFolders,
-    out: Annotated[Path | None, typer.Option(help="Write the table here too: .md or .csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table here too: .md, .tex or .csv.")] = None,
 ) -> None:
     """Mean and spread over seeds, and paired tests between methods."""
     from vlm2rec.compare import compare as compare_runs
@@ -249,6 +251,67 @@ def compare(
     if out is not None:
         compared.write(out)
         print(out)
+
+
+@experiment.command("list")
+def list_experiments() -> None:
+    """The tables there are, and their rows."""
+    from vlm2rec.experiments.paper import EXPERIMENTS
+
+    for name, table in EXPERIMENTS.items():
+        print(f"{name}  {table.title}\n  rows: {', '.join(row.name for row in table.rows)}")
+
+
+@experiment.command("run")
+def run_experiment(
+    name: Annotated[str, typer.Argument(help="A table; `vlm2rec experiment list` names them.")],
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="A run's TOML file, with [rows.NAME.section] for single rows; by default a built-in shop."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value for all rows, rows.NAME.section.key for some.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas between; by default 0,1,2,3,4.")] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed, 500 users, few steps: a look, not a result.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Rows to run, with commas between.")] = "",
+    without: Annotated[str, typer.Option(help="Rows to leave out, with commas between.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of runs and tables, shared by tables; by default experiments/<config>.")
+    ] = None,
+) -> None:
+    """Make a table: Markdown, LaTeX and CSV. Run again to continue; what is done is not done again."""
+    from vlm2rec.experiments.runner import run_experiment as run_table
+
+    wanted = _listed(seeds)
+    if not all(seed.isdecimal() for seed in wanted):
+        raise InputError(f"--seeds {seeds}: give whole numbers with commas between, as in 0,1,2")
+    folder = out or Path("experiments") / ("shop" if config is None else config.stem)
+    print(
+        run_table(
+            name,
+            config,
+            folder,
+            overrides=set_ or [],
+            seeds=[int(seed) for seed in wanted],
+            quick=quick,
+            only=_listed(only),
+            without=_listed(without),
+        )
+    )
+
+
+@experiment.command("show")
+def show_experiment(
+    name: Annotated[str, typer.Argument(help="A table.")],
+    out: Annotated[Path, typer.Option(help="The folder that `experiment run` wrote.")] = Path("experiments/shop"),
+) -> None:
+    """The table from the runs that are done by now; its files are written anew."""
+    from vlm2rec.experiments.runner import show_experiment as show_table
+
+    print(show_table(name, out))
 
 
 @app.command()
@@ -294,6 +357,10 @@ def _asked(config: Path, overrides: list[str] | None, out: Path | None) -> tuple
 
     asked = load_config(config, overrides or [])
     return asked, out or Path("runs") / f"{config.stem}-{asked.method.kind}-seed{asked.seed}"
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -94,7 +94,7 @@ class Comparison:
         A terminal is spared the metrics other than N@20; the files have them.
         """
         grids = [_retrieval(self.methods), _modalities(self.methods), _sequential(self.methods)]
-        grids += [_tests(self.tests), _seeds(self.seed_tests)]
+        grids += [tests_grid(self.tests), seeds_grid(self.seed_tests)]
         if style != "text":
             grids.append(_metrics(self.methods))
         parts = [grid.render(style) for grid in grids if grid.rows]
@@ -212,7 +212,8 @@ def _metrics(methods: Sequence[Method]) -> Grid:
     return Grid("All metrics", ("method", "candidates", *METRICS), tuple(rows))
 
 
-def _tests(tests: Sequence[PairedTest]) -> Grid:
+def tests_grid(tests: Sequence[PairedTest]) -> Grid:
+    """Differences, intervals and p-values over users averaged over seeds."""
     rows = [
         (
             f"{test.first} − {test.second}",
@@ -229,7 +230,7 @@ def _tests(tests: Sequence[PairedTest]) -> Grid:
     return Grid(f"Paired tests{users}, each user averaged over seeds", header, tuple(rows))
 
 
-def _seeds(tests: Sequence[PairedTest]) -> Grid:
+def seeds_grid(tests: Sequence[PairedTest]) -> Grid:
     """Differences by seed, one column a seed; left out where there is only one."""
     seeds = sorted({test.seed for test in tests if test.seed is not None})
     if len(seeds) < 2:

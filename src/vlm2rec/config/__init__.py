@@ -24,7 +24,7 @@ from vlm2rec.config.methods import (
     VLM2Rec,
     VLMPrompt,
 )
-from vlm2rec.config.reading import config_toml, load_config, parse_config, parse_override
+from vlm2rec.config.reading import config_toml, load_config, override_all, parse_config, parse_override, read_toml
 from vlm2rec.config.sections import (
     BackboneConfig,
     DataConfig,
@@ -70,6 +70,8 @@ __all__ = [
     "Vanilla",
     "config_toml",
     "load_config",
+    "override_all",
     "parse_config",
     "parse_override",
+    "read_toml",
 ]

@@ -21,6 +21,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: the file is missing or no TOML, or a key or a value is wrong.
     """
+    return parse_config(read_toml(path, overrides), origin=str(path))
+
+
+def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A TOML file with `section.key=value` overrides laid over it, not checked any further.
+
+    Raises:
+        InputError: the file is missing or no TOML.
+    """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -29,9 +38,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"{path}: cannot be read ({error.__class__.__name__}); give a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
+    override_all(raw, overrides)
+    return raw
+
+
+def override_all(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Lay `section.key=value` overrides over nested mappings, in place."""
     for override in overrides:
         _set(raw, override)
-    return parse_config(raw, origin=str(path))
 
 
 def parse_config(raw: Mapping[str, Any], origin: str = "config") -> Config:

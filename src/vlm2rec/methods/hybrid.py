@@ -1,0 +1,101 @@
+"""A hybrid row: what ids know and what titles and pictures tell, in one score."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm2rec.config import Config, GRU4Rec, SASRec
+from vlm2rec.config import Hybrid as Settings
+from vlm2rec.data.splits import Which, sample_users
+from vlm2rec.errors import InputError
+from vlm2rec.methods.base import Embedder, Recommender
+from vlm2rec.methods.sequential import Sequential
+from vlm2rec.runs import Run
+from vlm2rec.tasks import Scorer, metrics_of, rank_users
+
+WEIGHTS = np.linspace(0, 1, 21)
+"""Shares of the sequential model that are tried; 0 and 1 are the two parts alone."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`weight` times the first scorer's scores plus the rest times the second's, each standardised for each user.
+
+    Scores of the two have no common unit; over the catalogue, each user's have mean 0 and deviation 1.
+    """
+
+    first: Scorer
+    second: Scorer
+    weight: float
+    tolerance: float = 1e-5
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Scores `(b, n_items)`."""
+        return self.weight * _standard(self.first, rows) + (1 - self.weight) * _standard(self.second, rows)
+
+
+class Hybrid(Recommender):
+    """Two finished runs; the one number that is learned, their weight, is chosen on validation."""
+
+    def check(self, trained: bool) -> None:
+        """Both runs stand, are of the right kinds and were made from and judged on the same data."""
+        assert isinstance(self.config.method, Settings)
+        folders = {"sequential": self.config.method.sequential, "embedder": self.config.method.embedder}
+        self._parts: dict[str, tuple[Run, Recommender]] = {}
+        for name, folder in folders.items():
+            run = Run.open(folder)
+            self._parts[name] = (run, self._fitting(name, run))
+
+    def train(self, run: Run) -> Mapping[str, Any]:
+        """The weight with the best N@20 on validation, and what kinds it joins."""
+        run.record(parts={name: part.config.method.kind for name, (part, _) in self._parts.items()})
+        evaluation = self.config.evaluation
+        users = sample_users(self.split.n_users, evaluation.validation_users, evaluation.candidate_seed, "validation")
+        first, second = self._scorers(users, "validation")
+        tried = []
+        for weight in WEIGHTS:
+            scorer = Mixture(first, second, float(weight))
+            ranks = rank_users(scorer, self.split, users, "validation", evaluation.candidate_seed, ("sampled",))
+            tried.append({"weight": float(weight), **metrics_of(ranks, "retrieval", "sampled")})
+        return {"validation": max(tried, key=lambda figures: figures["N@20"])}
+
+    def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
+        """The mixture at the chosen weight."""
+        return Mixture(*self._scorers(users, which), run.manifest["done"]["train"]["validation"]["weight"])
+
+    def _scorers(self, users: np.ndarray, which: Which) -> tuple[Scorer, Scorer]:
+        (first_run, first), (second_run, second) = self._parts["sequential"], self._parts["embedder"]
+        return first.scorer(first_run, users, which), second.scorer(second_run, users, which)
+
+    def _fitting(self, name: str, run: Run) -> Recommender:
+        """The method of a part's run. Raises InputError where it cannot be this part."""
+        from vlm2rec.methods import build
+
+        where = f"method.{name} = {str(run.path)!r}"
+        config: Config = run.config
+        if not run.is_done("evaluate"):
+            raise InputError(f"{where}: is not finished; finish it with `vlm2rec run`")
+        if run.manifest.get("data", {}).get("fingerprint") != self.split.dataset.fingerprint:
+            raise InputError(f"{where}: was made from other data than {self.config.data.path}")
+        for key, theirs, ours in (
+            ("data.max_history", config.data.max_history, self.config.data.max_history),
+            ("evaluation.users", config.evaluation.users, self.config.evaluation.users),
+            ("evaluation.candidate_seed", config.evaluation.candidate_seed, self.config.evaluation.candidate_seed),
+        ):
+            if theirs != ours:
+                raise InputError(f"{where}: {key} is {theirs} there and {ours} here; give both the same")
+        if name == "sequential" and not isinstance(config.method, SASRec | GRU4Rec):
+            raise InputError(f"{where}: is a run of {config.method.kind}; give one of sasrec or gru4rec")
+        method = Sequential(config, self.split) if name == "sequential" else build(config, self.split)
+        if name == "embedder" and not isinstance(method, Embedder):
+            raise InputError(f"{where}: is a run of {config.method.kind}, which has no vectors; give one that has")
+        return method
+
+
+def _standard(scorer: Scorer, rows: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scorer.scores(rows), dtype=np.float64)
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    scaled: np.ndarray = centred / np.maximum(scores.std(axis=1, keepdims=True), 1e-12)
+    return scaled

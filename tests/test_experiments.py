@@ -1,0 +1,232 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_run import fake_dataset, fake_run
+from families import build
+from scipy.stats import ttest_rel
+from test_compare import per_user
+from test_seqrec import SMALL
+from tiny_job import raw_config, write_config
+from typer.testing import CliRunner
+
+from vlm2rec.cli import app
+from vlm2rec.compare import holm
+from vlm2rec.config import parse_config, read_toml
+from vlm2rec.data.dataset import Dataset
+from vlm2rec.errors import InputError
+from vlm2rec.experiments.paper import EXPERIMENTS
+from vlm2rec.experiments.plan import make_plan
+from vlm2rec.experiments.runner import _packaged, run_experiment, show_experiment
+from vlm2rec.experiments.tables import Results, write_tables
+
+TABLE2, TABLE4 = EXPERIMENTS["table2"], EXPERIMENTS["table4"]
+PAPER = {
+    "gru4rec", "sasrec", "bert", "clip", "llm_vanilla", "vlm_vanilla_int", "vlm_vanilla_ext", "llm_sft", "vlm_sft_int",
+    "vlm_sft_ext", "llmemb", "llm2rec", "slim", "slim_plus", "vlm_prompt", "notellm2", "vlm2rec",
+}  # fmt: skip
+RAW = {"data": {"path": "data/any"}, "preset": "small"}
+PAIR = {"rows": {"pair": {"method": {"text": "t", "image": "i"}}}}
+
+
+def plan(raw: dict[str, Any], table: str = "table2", seeds: tuple[int, ...] = (0, 1), **more: Any) -> Any:
+    return make_plan(EXPERIMENTS[table], raw, seeds, Path("out"), **more)
+
+
+@pytest.mark.parametrize("table", ["table2", "table4"])
+def test_every_row_of_the_paper_is_there_and_its_configuration_valid(table: str) -> None:
+    made = plan({**RAW, **PAIR}, table)
+    rows = {cell.row.name for cell in made.cells}
+    assert rows >= PAPER | {"random", "poprec", "itemknn", "pair"} and not made.left_out
+    assert len({cell.folder for cell in made.cells}) == len(made.cells)
+    by_name = {cell.row.name: cell.config for cell in made.cells}
+    assert by_name["llm_sft"].prompt.modalities == "text"
+    assert by_name["vlm_sft_int"].prompt.fusion == "internal"
+    assert by_name["slim_plus"].method.encoder == "student"
+    assert all(config.seqrec.backbones == ("sasrec", "gru4rec") for config in by_name.values())
+
+
+def test_tables_share_their_runs() -> None:
+    one, other = ({c.folder: c.config for c in plan({**RAW, **PAIR}, table).cells} for table in ("table2", "table4"))
+    assert set(one) - set(other) == {Path("out/runs/hybrid-seed0"), Path("out/runs/hybrid-seed1")}
+    assert all(other[folder] == config for folder, config in one.items() if folder in other)
+
+
+def test_what_no_seed_changes_runs_once_for_task_1() -> None:
+    for table, runs in (("table2", 1), ("table4", 2)):
+        cells = plan(RAW, table).cells
+        assert len([cell for cell in cells if cell.row.name == "vlm_vanilla_ext"]) == runs
+        assert len([cell for cell in cells if cell.row.name == "vlm_sft_ext"]) == 2
+
+
+def test_settings_of_rows() -> None:
+    rows = {"llm*": {"backbone": {"path": "some/llm"}}, "llmemb": {"method": {"steps": 7}, "training": {"lr": 3e-3}}}
+    cells = {cell.row.name: cell.config for cell in plan({**RAW, "rows": rows, "training": {"lr": 1e-3}}).cells}
+    assert {name for name, config in cells.items() if config.backbone.path == "some/llm"} == {
+        "llm_vanilla", "llm_sft", "llmemb", "llm2rec",
+    }  # fmt: skip
+    assert cells["llmemb"].method.steps == 7 and cells["llmemb"].training.lr == 3e-3
+    assert cells["llm2rec"].training.lr == 1e-3
+    assert cells["hybrid"].method.sequential == Path("out/runs/sasrec-seed1")
+
+
+def test_rows_left_out_say_why() -> None:
+    assert plan(RAW).left_out == {"pair": "needs rows.pair.method.text and rows.pair.method.image"}
+    found = plan({**RAW, "without": {"clip": "none here"}}, without=["sasrec"]).left_out
+    assert found["clip"] == "none here"
+    assert (found["sasrec"], found["hybrid"]) == ("not asked for", "needs the row sasrec")
+    assert {cell.row.name for cell in plan(RAW, only=["bert", "clip"]).cells} == {"bert", "clip"}
+
+
+def test_what_is_wrong_is_one_line() -> None:
+    def refused(message: str, raw: dict[str, Any], **more: Any) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            plan({**RAW, **raw}, **more)
+        assert "\n" not in str(caught.value)
+
+    refused(r"rows\.slimm: .*did you mean slim", {"rows": {"slimm": {}}})
+    refused("no row vlmrec; did you mean vlm2rec", {}, only=["vlmrec"])
+    refused(
+        r"row llmemb: unknown key method\.step; did you mean method\.steps",
+        {"rows": {"llmemb": {"method": {"step": 1}}}},
+    )
+    refused(r"rows\.bert\.evaluation: is the same for all rows", {"rows": {"bert": {"evaluation": {"users": 5}}}})
+    refused(r"rows\.bert = 3: give sections", {"rows": {"bert": 3}})
+    refused("no row is left", {}, only=["pair"])
+    with pytest.raises(InputError, match="no experiment table9; there are table2, table4"):
+        run_experiment("table9", None, Path("out"))
+
+
+def test_packaged_files_are_valid() -> None:
+    shop = {**_packaged("shop.toml"), "data": {"path": "x"}}
+    assert {cell.row.name for cell in plan(shop).cells} >= PAPER - {"clip"}
+    quick = _packaged("quick.toml")
+    assert {cell.config.evaluation.users for cell in plan({**RAW, **quick}).cells} == {500}
+
+
+@pytest.fixture(scope="module")
+def fakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Two seeds of three rows whose order of merit is known, and a counting row."""
+    folder = tmp_path_factory.mktemp("fakes")
+    shop = fake_dataset(folder / "data")
+    kinds = {"poprec": ("poprec", 0.1), "vlm_vanilla_ext": ("vanilla", 0.3), "vlm_sft_ext": ("sft", 0.8)}
+    kinds["vlm2rec"] = ("vlm2rec", 2.5)
+    return {
+        row: [fake_run(folder / f"{row}-{seed}", shop, kind, seed, strength, strength) for seed in (0, 1)]
+        for row, (kind, strength) in kinds.items()
+    }
+
+
+def test_a_table_of_known_figures(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
+    text = write_tables(TABLE2, Results(fakes, {"clip": "none here", "bert": "not asked for"}), tmp_path)
+    page = (tmp_path / "table2.md").read_text()
+    values = [json.loads((run / "results.json").read_text())["retrieval"] for run in fakes["vlm2rec"]]
+    cell = "{:.4f} ± {:.4f}".format(
+        *(f([v["sampled"]["N@20"] for v in values]) for f in (np.mean, lambda v: np.std(v, ddof=1)))
+    )
+    assert f"{cell}*¹" in text.replace("¹*", "*¹") and f"**{cell}***" in page
+    second = next(line for line in text.splitlines() if line.startswith("VLM SFT (Ext.)"))
+    assert "²" in second and "¹" not in second
+    assert "CLIP (none here)" in page and "BERT" not in page and "An oracle" not in page
+    assert "\\textbf" in (tmp_path / "table2.tex").read_text()
+    rows = list(csv.DictReader((tmp_path / "table2.csv").open()))
+    assert len(rows) == 4 * 4 * 4  # rows, candidate sets, metrics
+    found = next(r for r in rows if (r["row"], r["candidates"], r["metric"]) == ("vlm2rec", "full", "H@10"))
+    assert float(found["mean"]) == pytest.approx(np.mean([v["full"]["H@10"] for v in values]))
+
+
+def test_every_row_is_tested_against_vlm2rec(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
+    write_tables(TABLE2, Results(fakes, {}), tmp_path)
+    tests = list(csv.DictReader((tmp_path / "table2-tests.csv").open()))
+    over = [t for t in tests if not t["seed"]]
+    assert {(t["first"], t["second"]) for t in over} == {
+        ("VLM2Rec", name) for name in ("PopRec", "VLM vanilla (Ext.)", "VLM SFT (Ext.)")
+    }
+    assert {t["measure"] for t in over} == {f"{s}.f2f" for s in ("sampled", "matched", "full", "full_unseen")}
+    ours, theirs = (np.mean([per_user(run) for run in fakes[row]], axis=0) for row in ("vlm2rec", "vlm_sft_ext"))
+    one = next(t for t in over if (t["second"], t["measure"]) == ("VLM SFT (Ext.)", "sampled.f2f"))
+    assert float(one["p"]) == pytest.approx(ttest_rel(ours, theirs).pvalue)
+    assert [float(t["p_holm"]) for t in over] == pytest.approx(holm([float(t["p"]) for t in over]))
+    assert len(tests) == 3 * len(over)  # and two seeds apart
+
+
+def test_no_star_where_any_row_keeps_up(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
+    rows = {**fakes, "vlm_sft_ext": fakes["vlm2rec"]}  # as good, by being the same
+    text = write_tables(TABLE2, Results(rows, {}), tmp_path)
+    assert "*" not in text.replace("* VLM2Rec ahead", "")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of runs that take a second."""
+    folder = tmp_path_factory.mktemp("tiny")
+    numbers = {**SMALL.model_dump(mode="json"), "epochs": 2, "norm": "l2"}
+    raw = raw_config(tiny_dataset, build("llava", folder / "checkpoint"), "sft", seqrec=numbers)
+    raw["training"]["epochs"] = 1
+    return write_config(folder / "tiny.toml", parse_config(raw))
+
+
+ROWS = ["poprec", "sasrec", "bert", "vlm_sft_ext", "vlm2rec", "hybrid"]
+
+
+def test_rows_that_cannot_run_do_not_stop_the_others(tiny: Path, tmp_path: Path) -> None:
+    asked = [
+        "experiment",
+        "run",
+        "table2",
+        str(tiny),
+        "--seeds",
+        "0,1",
+        "--only",
+        ",".join(ROWS),
+        "--out",
+        str(tmp_path),
+    ]
+    nowhere = ["--set", f"rows.bert.method.path={tmp_path / 'nowhere'}", "--set", "seqrec.backbones=['sasrec']"]
+    done = CliRunner().invoke(app, [*asked, *nowhere])
+    assert isinstance(done.exception, InputError) and "bert: " in str(done.exception)
+    table = show_experiment("table2", tmp_path)
+    assert "SASRec + VLM2Rec" in table and "VLM SFT (Ext.)" in table and "Rows left out: BERT" in table
+    assert not (tmp_path / "runs" / "bert-seed0").exists()
+
+    # Again, without it: nothing is done twice, and table4 goes on from the same runs.
+    manifest = tmp_path / "runs" / "vlm2rec-seed1" / "manifest.json"
+    before = manifest.read_text()
+    rows = [row for row in ROWS if row != "bert"]
+    options = {"overrides": ["seqrec.backbones=['sasrec']"], "seeds": (0, 1), "say": lambda line: None}
+    page = run_experiment("table2", tiny, tmp_path, only=rows, **options)
+    assert manifest.read_text() == before and "BERT" not in page.read_text()
+    page = run_experiment("table4", tiny, tmp_path, only=[row for row in rows if row != "hybrid"], **options)
+    text = page.read_text()
+    assert json.loads(before)["done"].items() <= json.loads(manifest.read_text())["done"].items()
+    assert "PopRec: ranked directly" in text
+    found = {(r["row"], r["column"]) for r in csv.DictReader((tmp_path / "table4.csv").open())}
+    assert found == {("poprec", "GRU4Rec")} | {
+        (row, "SASRec") for row in ("poprec", "sasrec", "vlm_sft_ext", "vlm2rec")
+    }
+    own, direct = (
+        next(
+            float(r["mean"])
+            for r in csv.DictReader((tmp_path / f).open())
+            if (r["row"], r["metric"]) == ("sasrec", "N@20")
+        )
+        for f in ("table4.csv", "table2.csv")
+    )
+    assert own == direct  # the id row is the same in both tables
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(app, ["experiment", "list"]).output
+    assert "table2" in listed and "vlm_sft_int" in listed
+    wrong = CliRunner().invoke(app, ["experiment", "run", "table2", "--seeds", "0,x", "--out", str(tmp_path / "o")])
+    assert "give whole numbers" in str(wrong.exception) and not (tmp_path / "o").exists()
+    nothing = CliRunner().invoke(app, ["experiment", "show", "table2", "--out", str(tmp_path)])
+    assert isinstance(nothing.exception, InputError)
+
+
+def test_a_run_needs_no_rows(tiny: Path) -> None:
+    with pytest.raises(InputError, match="unknown key rows"):
+        parse_config({**read_toml(tiny), "rows": {}})
