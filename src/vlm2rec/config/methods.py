@@ -85,43 +85,52 @@ class Pair(Section):
 
 
 class LLMEmb(Section):
-    """Attribute-level contrast, PCA, and an adapter aligned with a sequential model (arXiv 2409.19925)."""
+    """Attribute-level contrast, PCA, and an adapter aligned with a sequential model (arXiv 2409.19925).
+
+    `task1` "scft": the tuned model's own vectors; "rat": what the adapter makes of them in a SASRec.
+    """
 
     kind: Literal["llmemb"] = "llmemb"
+    task1: Literal["scft", "rat"] = "scft"
+    attributes: tuple[str, ...] | None = None  # columns of the items; None: all that hold words or numbers
     steps: int = Field(4000, ge=1)
     batch_size: int = Field(256, ge=2)
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1)  # items at once in memory (GradCache)
     lr: float = Field(2e-4, gt=0)
     lora: LoraSettings = LoraSettings(rank=8, alpha=32, dropout=0.1)
     drop: float = Field(0.4, ge=0, lt=1)  # share of an item's attributes that each view loses
-    temperature: float = Field(3.0, gt=0)  # where the learned scale starts
+    temperature: float = Field(3.0, ge=1e-3)  # where the learned one starts
     targets: Literal["soft", "onehot"] = "soft"
     normalize: bool = False
-    max_tokens: int = Field(256, ge=8)
+    max_tokens: int = Field(256, ge=8)  # of an item's attributes
     dim: int = Field(1536, ge=1)  # kept by PCA; clamped where the backbone or the catalogue is smaller
-    alignment: float = Field(0.01, ge=0)  # weight in Task 2
+    alignment: float = Field(0.01, ge=0)  # weight of the collaborative vectors in RAT
     alignment_temperature: float = Field(2.0, gt=0)
 
 
 class LLM2Rec(Section):
-    """Next-title generation, then masked titles and contrast under bidirectional attention (KDD 2025)."""
+    """Next-title generation, then masked titles and contrast under bidirectional attention (arXiv 2506.21579)."""
 
     kind: Literal["llm2rec"] = "llm2rec"
     tuning: Literal["full", "lora"] = "full"  # lora: for 24 GB
     lora: LoraSettings = LoraSettings(rank=8, alpha=16, dropout=0.05)
-    csft_steps: int = Field(10_000, ge=0)
-    csft_batch: int = Field(128, ge=1)
+    micro_batch: int | None = Field(None, ge=1)  # samples at once in memory, in all three stages; None: the whole batch
+    csft_steps: int = Field(10_000, ge=0)  # at most
+    csft_epochs: int = Field(10, ge=1)  # at most
+    csft_batch: int = Field(128, ge=2)
     csft_lr: float = Field(3e-4, gt=0)
+    csft_warmup: float = Field(0.02, ge=0, lt=1)  # share of the stage's steps
+    csft_validations: int = Field(5, ge=0)  # the weights that validate best are kept; 0: the last ones are
     mntp_steps: int = Field(1000, ge=0)
-    mntp_batch: int = Field(32, ge=1)
+    mntp_batch: int = Field(32, ge=2)
     mntp_lr: float = Field(5e-5, gt=0)
     mask: float = Field(0.2, gt=0, lt=1)  # share of a title's tokens
     contrast_steps: int = Field(1000, ge=0)
     contrast_batch: int = Field(256, ge=2)
     contrast_lr: float = Field(2e-4, gt=0)
+    contrast_warmup: float = Field(0.3, ge=0, lt=1)  # share of the stage's steps
     contrast_dropout: float = Field(0.2, ge=0, lt=1)  # in attention; the only difference between two views
     temperature: float = Field(0.1, gt=0)
-    max_tokens: int = Field(1024, ge=8)
 
 
 class SLIM(Section):
@@ -133,9 +142,11 @@ class SLIM(Section):
     kind: Literal["slim"] = "slim"
     encoder: Literal["bert", "student"] = "bert"
     text_encoder: str = "google-bert/bert-large-uncased"  # of `bert`; folder or hub name
+    pooling: Literal["cls", "mean"] = "cls"  # of `bert`
     modality: Literal["text", "multimodal"] = "text"  # what teacher and student read of a history's items
     teacher: Literal["model", "file", "template"] = "model"
     teacher_path: str | None = None  # a local instruct model, or a JSONL file of answers; None: the backbone itself
+    teacher_model: str = "file"  # of a file: whose answers to take, since the name is part of their keys
     teacher_users: int = Field(1000, ge=1)
     max_new_tokens: int = Field(256, ge=1)
     epochs: int = Field(3, ge=1)
@@ -160,16 +171,16 @@ class NoteLLM2(Section):
 
     kind: Literal["notellm2"] = "notellm2"
     neighbours: int = Field(10, ge=1)  # pairs an item
-    min_count: float = Field(0.0, ge=0)  # least co-occurrence score of a pair
+    min_count: float = Field(0.0, ge=0)  # a pair's co-occurrence score is above it
     epochs: int = Field(1, ge=1)
     batch_pairs: int = Field(128, ge=2)
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(None, ge=1)  # pairs at once in memory (GradCache)
     lr: float = Field(1e-4, gt=0)  # with LoRA; the source tunes all weights at 3e-6
     weight_decay: float = Field(1e-3, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1)
     scale: float = 3.0  # exp of it multiplies cosines; learned
     visual_weight: float = Field(1.0, ge=0)  # of the picture-only loss against 9 for the fused one
-    out_dim: int = Field(64, ge=-1)  # -1: the backbone's width
+    out_dim: int = Field(64, ge=-1)  # -1, or no less than the backbone's width: that width
 
 
 class Hybrid(Section):

@@ -53,7 +53,9 @@ def parse_config(raw: Mapping[str, Any], origin: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_explain(error.errors()[0])}") from None
+        # A misspelt key first: the one that it was to be may be missing for it.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        raise InputError(f"{origin}: {_explain(first)}") from None
 
 
 def config_toml(config: Config) -> str:
