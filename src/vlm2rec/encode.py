@@ -62,7 +62,7 @@ def in_shards(
             path = parts / f"{start:09d}.npz"
             if not path.exists():
                 with torch.inference_mode():
-                    views = {
+                    views: dict[str, Any] = {
                         name: view.float().cpu().numpy() for name, view in embed(rows[start : start + shard]).items()
                     }
                 if not all(np.isfinite(view).all() for view in views.values()):
