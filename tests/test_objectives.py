@@ -359,6 +359,37 @@ def test_what_is_not_a_negative_does_not_count(loss: nn.Module) -> None:
     assert loss(first, moved, both[alone], args[1]).item() > loss(first, target, *args).item() + 0.1
 
 
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_log_q_equals_sampled_softmax_with_known_shares(beta: float) -> None:
+    """Each item weighs 1/q in the softmax, the own one too; the penalty goes on top of the negatives."""
+    query, target, negatives, positive = case(seed=3)
+    share = torch.rand(len(target.fused), dtype=torch.float64) + 0.1
+    wpcl = WPCL(0.3, 5.0, beta).double()
+    penalty = wpcl.penalty(query, target, negatives, positive).detach().numpy()
+    terms = []
+    for u in range(len(negatives)):
+        if negatives[u].any():
+            weights = [
+                math.exp(cosine(query.fused[u].numpy(), e.numpy()) / 0.3) / float(q)
+                for e, q in zip(target.fused, share, strict=True)
+            ]
+            own = weights[positive[u]]
+            against = sum(weight for weight, off in zip(weights, negatives[u], strict=True) if off)
+            terms.append(-math.log(own / (own + penalty[u] * against)))
+    value = wpcl(query, target, negatives, positive, share.log())
+    assert float(value) == pytest.approx(sum(terms) / len(terms), abs=1e-12)
+    if beta == 0:
+        assert float(InfoNCE(0.3)(query, target, negatives, positive, share.log())) == float(value)
+
+
+def test_equal_shares_change_nothing() -> None:
+    query, target, negatives, positive = case(seed=4)
+    loss = VLM2RecLoss(WPCL(0.3, 5.0, 2.0), CRTR(1.0), 0.1).double()
+    same = torch.full((len(target.fused),), -3.0, dtype=torch.float64)
+    plain = loss(query, target, negatives, positive)
+    assert float(loss(query, target, negatives, positive, same)) == pytest.approx(float(plain), abs=1e-12)
+
+
 def test_crtr_ignores_negatives_and_positives() -> None:
     query, target, negatives, positive = case()
     loss = CRTR(0.1)

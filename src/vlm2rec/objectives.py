@@ -5,6 +5,10 @@ in: at a temperature of .001 cosines become logits of +-1000, which half precisi
 
 Where the paper is silent (see PAPERS.md): losses are means over the users that have a negative; the penalty
 stays in the graph, because only then does the stop-gradient of Eq. 8 change anything.
+
+`log_q` `(N,)`, not in the paper: the log of each target's share of what batches draw (logQ correction, Yi et al., RecSys
+2019). Targets of other users stand in a batch as often as they are popular, so the plain loss learns to hold popularity
+against an item; with `log_q` taken off the logits, it no longer does.
 """
 
 from typing import NamedTuple
@@ -37,9 +41,16 @@ class InfoNCE(nn.Module):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Views,
+        target: Views,
+        negatives: Tensor,
+        positive: Tensor | None = None,
+        log_q: Tensor | None = None,
+    ) -> Tensor:
         """Loss, a scalar."""
-        return _contrast(query, target, negatives, positive, self.temperature, None)
+        return _contrast(query, target, negatives, positive, self.temperature, None, log_q)
 
 
 class WPCL(nn.Module):
@@ -84,10 +95,17 @@ class WPCL(nn.Module):
         pull = alpha * gap
         return 1 + beta * torch.logaddexp(pull, torch.zeros_like(pull))
 
-    def forward(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Views,
+        target: Views,
+        negatives: Tensor,
+        positive: Tensor | None = None,
+        log_q: Tensor | None = None,
+    ) -> Tensor:
         """Loss, a scalar (Eq. 10, as a mean)."""
         penalty = self.penalty(query, target, negatives, positive)
-        return _contrast(query, target, negatives, positive, self.temperature, penalty)
+        return _contrast(query, target, negatives, positive, self.temperature, penalty, log_q)
 
     def no_decay(self) -> list[nn.Parameter]:
         """Parameters that weight decay must leave alone: it would shrink the penalty by itself."""
@@ -127,9 +145,16 @@ class VLM2RecLoss(nn.Module):
         self.crtr = crtr
         self.weight = weight
 
-    def forward(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Views,
+        target: Views,
+        negatives: Tensor,
+        positive: Tensor | None = None,
+        log_q: Tensor | None = None,
+    ) -> Tensor:
         """Loss, a scalar."""
-        wpcl: Tensor = self.wpcl(query, target, negatives, positive)
+        wpcl: Tensor = self.wpcl(query, target, negatives, positive, log_q)
         crtr: Tensor = self.crtr(query, target)
         return wpcl + self.weight * crtr
 
@@ -144,8 +169,11 @@ def _contrast(
     positive: Tensor | None,
     temperature: float,
     penalty: Tensor | None,
+    log_q: Tensor | None,
 ) -> Tensor:
     logits = _cosine(query.fused, target.fused) / temperature  # (B, N)
+    if log_q is not None:
+        logits = logits - log_q.to(logits)
     rows = negatives.any(dim=1)
     if not bool(rows.any()):
         return logits.sum() * 0
