@@ -175,7 +175,9 @@ def build(family: str, folder: Path) -> Path:
     model = make(len(words), words.get_vocab()).eval()
     with torch.no_grad():  # wider than the usual .02, so that inputs show in the output of so small a model
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "embed" not in name:
+            if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projector starts at zero: it would see nothing
+                parameter.normal_(std=0.1)
+            elif parameter.dim() > 1 and "embed" not in name:
                 parameter.mul_(4)
     model.save_pretrained(folder)
     words.save_pretrained(folder)

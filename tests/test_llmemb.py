@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import vlm2rec.methods.llmemb as llmemb
+import vlm2rec.methods.llmemb.method as llmemb
 from vlm2rec.backbones.load import Backbone, load_backbone
 from vlm2rec.config import BackboneConfig, parse_config
 from vlm2rec.data.dataset import Dataset
@@ -23,8 +23,16 @@ from vlm2rec.data.sources import RawData
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.job import run
-from vlm2rec.methods.attributes import Clause, Pairs, attribute_columns, header, item_clauses, sentence, two_views
-from vlm2rec.methods.llmemb import AlignedItems, SCFTLoss, mean_states, principal, soft_contrast
+from vlm2rec.methods.llmemb.attributes import (
+    Clause,
+    Pairs,
+    attribute_columns,
+    header,
+    item_clauses,
+    sentence,
+    two_views,
+)
+from vlm2rec.methods.llmemb.method import AlignedItems, SCFTLoss, mean_states, principal, soft_contrast
 from vlm2rec.objectives import InfoNCE, Views
 from vlm2rec.runs import Run, read_metrics
 

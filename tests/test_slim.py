@@ -23,13 +23,13 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder, Prompt
 from vlm2rec.errors import InputError
 from vlm2rec.job import run
-from vlm2rec.methods import answers
-from vlm2rec.methods import distillation as distilling
-from vlm2rec.methods.distillation import Example, distillation, distillation_step, label, rationale_logits
-from vlm2rec.methods.slim import SLIM
-from vlm2rec.methods.slim_fusion import FusedItems
-from vlm2rec.methods.slim_prompts import history_at, steps, student_question, teacher_question
-from vlm2rec.methods.teachers import TemplateTeacher
+from vlm2rec.methods.slim import answers
+from vlm2rec.methods.slim import distillation as distilling
+from vlm2rec.methods.slim.distillation import Example, distillation, distillation_step, label, rationale_logits
+from vlm2rec.methods.slim.fusion import FusedItems
+from vlm2rec.methods.slim.method import SLIM
+from vlm2rec.methods.slim.prompts import history_at, steps, student_question, teacher_question
+from vlm2rec.methods.slim.teachers import TemplateTeacher
 from vlm2rec.runs import Run, metrics_lines
 from vlm2rec.seqrec.items import Phase, normalised
 

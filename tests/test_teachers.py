@@ -19,8 +19,8 @@ from vlm2rec.data.sources import RawData
 from vlm2rec.data.splits import Split
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.answers import Writer, append_lines, key_of, parts, read_lines
-from vlm2rec.methods.slim_prompts import (
+from vlm2rec.methods.slim.answers import Writer, append_lines, key_of, parts, read_lines
+from vlm2rec.methods.slim.prompts import (
     Question,
     Shelf,
     history_at,
@@ -29,7 +29,7 @@ from vlm2rec.methods.slim_prompts import (
     student_question,
     teacher_question,
 )
-from vlm2rec.methods.teachers import FileTeacher, ModelTeacher, TemplateTeacher, ask
+from vlm2rec.methods.slim.teachers import FileTeacher, ModelTeacher, TemplateTeacher, ask
 
 TITLES = [
     "Acme Lamp with red shade", "Acme Lamp with blue shade", "Bolt Kettle with red lid", "Bolt Mug with gold rim",

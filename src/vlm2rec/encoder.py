@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from vlm2rec.backbones.branches import Tree, branch_states, grown, why_not
 from vlm2rec.backbones.load import Backbone, load_backbone
 from vlm2rec.backbones.lora import add_lora, load_lora
 from vlm2rec.backbones.vision import Visual
@@ -23,6 +24,7 @@ from vlm2rec.runs import read_json, replacing_folder, write_json
 _FILE = "encoder.json"
 _PICTURES_AT_ONCE = 64
 _HISTORIES_CHECKED = 2000
+_ROUNDING, _COARSE_ROUNDING = 0.01, 0.05  # of a vector's length, in float32 and in anything narrower
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,23 @@ class Encoder(nn.Module):
         finally:
             self._visuals = known
 
+    @torch.no_grad()
+    def check_branches(self, catalogue: Catalogue) -> None:
+        """Try whether the backbone reads branches as it reads prompts one by one. Raises InputError where not."""
+        reason = why_not(self.backbone)
+        if reason is None:
+            item = next((i for i, picture in enumerate(catalogue.pictures) if picture is not None), 0)
+            prompts = self.prompts(catalogue, [[item], [item, item]])
+            one_by_one, branched = self(prompts).float(), self.branched(prompts).float()
+            error = float(((one_by_one - branched).norm(dim=1) / one_by_one.norm(dim=1)).max())
+            if not error < (_ROUNDING if self.model.dtype == torch.float32 else _COARSE_ROUNDING):
+                reason = "does not give branches the vectors that it gives prompts read one by one"
+        if reason is not None:
+            raise InputError(
+                f"training.prefixes=branched: backbone.path = {self.settings.path!r} ({self.model.config.model_type})"
+                f" {reason}; set training.prefixes=separate"
+            )
+
     def forward(self, prompts: Sequence[Prompt]) -> Tensor:
         """Last-token state of every prompt, `(n, D)`, not normalised.
 
@@ -158,9 +177,24 @@ class Encoder(nn.Module):
             )
             for bucket in buckets
         ]
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(states)[back.to(self.device)]
+        return _in_order(states, order)
+
+    def branched(self, prompts: Sequence[Prompt]) -> Tensor:
+        """The vectors of `forward`, from fewer tokens: prompts that go on where the one before them ends share a row.
+
+        So do the prompts of growing prefixes of one history. In training they share the row's dropout too.
+        """
+        tail = len(self._text(self.prompt.closing)) + len(self._closing)
+        groups = grown([(prompt.ids, prompt.visuals) for prompt in prompts], tail)
+        alone = [group[0] for group in groups if len(group) == 1]
+        together = [group for group in groups if len(group) > 1]
+        trees = [Tree.of([prompts[i].ids for i in group], tail) for group in together]
+        order, buckets = _buckets([len(tree) for tree in trees], self.batch_tokens)
+        states = [self([prompts[i] for i in alone])] if alone else []
+        for bucket in buckets:
+            visuals = [visual for i in bucket for visual in prompts[together[i][-1]].visuals]
+            states.append(branch_states(self.backbone, [trees[i] for i in bucket], visuals))
+        return _in_order(states, [*alone, *(row for i in order for row in together[i])])
 
     def read(self, segments: Sequence[Segment]) -> Prompt:
         """Tokens and pictures of any segments, inside the chat template where there is one; `look_at` comes first."""
@@ -242,3 +276,11 @@ def _buckets(lengths: Sequence[int], batch_tokens: int) -> tuple[list[int], list
             buckets.append([])
         buckets[-1].append(i)
     return order, buckets
+
+
+def _in_order(states: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """Row k of the joined `states` belongs to place `order[k]`; put it there."""
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    joined = torch.cat(list(states))
+    return joined[back.to(joined.device)]

@@ -6,9 +6,9 @@ in: at a temperature of .001 cosines become logits of +-1000, which half precisi
 Where the paper is silent (see PAPERS.md): losses are means over the users that have a negative; the penalty
 stays in the graph, because only then does the stop-gradient of Eq. 8 change anything.
 
-`log_q` `(N,)`, not in the paper: the log of each target's share of what batches draw (logQ correction, Yi et al., RecSys
-2019). Targets of other users stand in a batch as often as they are popular, so the plain loss learns to hold popularity
-against an item; with `log_q` taken off the logits, it no longer does.
+`log_q` `(N,)`, not in the paper: the log of each target's share of what batches draw (logQ correction, Yi et al.,
+RecSys 2019). Targets of other users stand in a batch as often as they are popular, so the plain loss learns to hold
+popularity against an item; with `log_q` taken off the logits, it no longer does.
 """
 
 from typing import NamedTuple

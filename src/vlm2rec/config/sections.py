@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
@@ -67,8 +67,12 @@ class TrainingConfig(Section):
     users: int | None = Field(None, ge=1)  # few-shot: this many users, drawn from the seed (Table 7)
     samples: Literal["last", "all"] = "last"  # last item of S[:-2], or every prefix of it
     samples_per_user: int | None = Field(None, ge=1)  # at most so many a user and epoch, drawn anew each epoch
+    # Each prefix a prompt of its own, or all prefixes of a window branches of one prompt: the same vectors, read once.
+    # A user's first window gives the histories of "separate"; each later one asks for its last half, so histories
+    # there are more than half of data.max_history items long instead of all of it. A window's samples share a batch.
+    prefixes: Literal["separate", "branched"] = "separate"
     epochs: int = Field(3, ge=1)
-    batch_size: int = Field(8, ge=2)
+    batch_size: int = Field(8, ge=2)  # samples: (history, next item) pairs
     micro_batch: int | None = Field(None, ge=1)  # samples at once in memory (GradCache); None: the whole batch
     lr: float = Field(1e-5, gt=0)
     schedule: Literal["linear", "constant"] = "linear"
@@ -77,6 +81,13 @@ class TrainingConfig(Section):
     clip: float = Field(1.0, gt=0)  # gradient norm
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(50, ge=1)  # steps
+
+    @field_validator("prefixes")
+    @classmethod
+    def _has_prefixes_to_share(cls, prefixes: str, info: ValidationInfo) -> str:
+        if prefixes == "branched" and info.data.get("samples") == "last":
+            raise ValueError("training.samples=last has one prefix a user, so none to share; set training.samples=all")
+        return prefixes
 
 
 class EvaluationConfig(Section):

@@ -30,7 +30,7 @@ def build(config: Config, split: Split) -> Recommender:
 
             return VLMPrompt(config, split)
         case kinds.LLMEmb():
-            from vlm2rec.methods.llmemb import LLMEmb
+            from vlm2rec.methods.llmemb.method import LLMEmb
 
             return LLMEmb(config, split)
         case kinds.LLM2Rec():
@@ -38,11 +38,11 @@ def build(config: Config, split: Split) -> Recommender:
 
             return LLM2Rec(config, split)
         case kinds.SLIM():
-            from vlm2rec.methods.slim import SLIM
+            from vlm2rec.methods.slim.method import SLIM
 
             return SLIM(config, split)
         case kinds.NoteLLM2():
-            from vlm2rec.methods.notellm2 import NoteLLM2
+            from vlm2rec.methods.notellm2.method import NoteLLM2
 
             return NoteLLM2(config, split)
         case kinds.Hybrid():

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from vlm2rec.data.splits import Split, Which, sample_users
 from vlm2rec.diagnostics import diagnose
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import encode
-from vlm2rec.encoder import Encoder
+from vlm2rec.encoder import Encoder, Prompt
 from vlm2rec.methods.base import Embedder, need_pictures
 from vlm2rec.objectives import CRTR, WPCL, InfoNCE, Objective, Views, VLM2RecLoss
 from vlm2rec.runs import Run, read_json, write_json
-from vlm2rec.tasks import Cosine, metrics_of, rank_users
+from vlm2rec.tasks import Cosine, Scorer, metrics_of, rank_users
 from vlm2rec.training.batches import Samples
 from vlm2rec.training.gradcache import backward_in_parts
-from vlm2rec.training.loop import State, fit
+from vlm2rec.training.loop import State, Step, fit
 
 
 class VLM(Embedder):
@@ -43,7 +43,7 @@ class VLM(Embedder):
         return self._encoder
 
     def check(self, trained: bool) -> None:
-        """Pictures where the prompts show some, and the longest prompts against the backbone's context."""
+        """Pictures where the prompts show some, the longest prompts against the backbone's context, and samples."""
         if self.config.prompt.modalities != "text":
             need_pictures(
                 self.split,
@@ -54,6 +54,10 @@ class VLM(Embedder):
             everyone = range(self.split.n_users)
             histories = [self.split.history(user, "test").tolist() for user in everyone]
             self.encoder.check(self.split.dataset, histories)
+        if not trained and not isinstance(self.config.method, Vanilla):
+            Samples(self.split, self.config.training, self.config.seed)
+            if self.config.training.prefixes == "branched":
+                self.encoder.check_branches(self.split.dataset)
 
     def reference(self, run: Run, users: np.ndarray, shared: Path | None) -> None:
         """Dropout and geometry at step 0, from the backbone as it comes."""
@@ -104,6 +108,18 @@ class VLM(Embedder):
                 shutil.rmtree(leftover)
         return {"seconds": time.monotonic() - began}
 
+    def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
+        """Cosines (Task 1); validation histories are embedded when asked for, and kept beside the test ones."""
+        if which == "test":
+            return super().scorer(run, users, which)
+        out = run.path / "histories-validation"
+        ids = [self.split.dataset.user_ids[user] for user in users]
+        if not out.exists() or EmbeddingTable.load(out).ids.tolist() != ids:
+            encoder = load_encoder(run.path / "model")
+            embed_histories(encoder, self.split, users, which, out)
+        queries, items = EmbeddingTable.load(out), EmbeddingTable.load(run.path / "items")
+        return Cosine(queries.unit("fused"), items.unit("fused"))
+
 
 def build_encoder(config: Config) -> Encoder:
     """The backbone of a configuration, without adapters, on the GPU where there is one."""
@@ -139,7 +155,7 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
     samples = Samples(split, config.training, config.seed)
     state = fit(
         nn.ModuleDict({"encoder": encoder, "objective": objective}),
-        _step(samples, split, encoder, objective, config),
+        training_step(samples, split, encoder, objective, config),
         steps_per_epoch=samples.steps_per_epoch,
         settings=config.training,
         seed=config.seed,
@@ -195,10 +211,10 @@ def _placed(encoder: Encoder) -> Encoder:
     return encoder.cuda() if torch.cuda.is_available() else encoder
 
 
-def _step(
-    samples: Samples, split: Split, encoder: Encoder, objective: Objective, config: Config
-) -> Callable[[int, Callable[[Tensor], None]], Mapping[str, float]]:
-    part = config.training.micro_batch
+def training_step(samples: Samples, split: Split, encoder: Encoder, objective: Objective, config: Config) -> Step:
+    """One batch's gradients and figures, for `fit`."""
+    part, branched = config.training.micro_batch, config.training.prefixes == "branched"
+    embed: Callable[[Sequence[Prompt]], Tensor] = encoder.branched if branched else encoder
     prompts_a_sample = 2 * len(encoder.passes)
     # Margins and the gap are logged for SFT too: they are how a collapse is seen while it happens.
     probe = objective.wpcl if isinstance(objective, VLM2RecLoss) else WPCL(config.objective.temperature)
@@ -218,9 +234,9 @@ def _step(
             return value
 
         if part is not None and part < len(batch.histories):
-            backward_in_parts(encoder, prompts, loss, part * prompts_a_sample, backward)
+            backward_in_parts(embed, prompts, loss, part * prompts_a_sample, backward)
         else:
-            backward(loss(encoder(prompts)))
+            backward(loss(embed(prompts)))
         return logged
 
     return step

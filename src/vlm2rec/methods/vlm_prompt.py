@@ -84,7 +84,7 @@ class VLMPrompt(ItemEmbedder):
         return self.config.method
 
     def encode_items(self, run: Run) -> EmbeddingTable:
-        """Every item to `items/`; with `generated`, what was generated to `keywords.jsonl`, again where a kill cut in."""
+        """Every item to `items/`; with `generated`, the keywords to `keywords.jsonl`, again where a kill cut in."""
         ids, settings = self.split.dataset.item_ids, self.settings
         keywords = run.path / "keywords.jsonl"
 

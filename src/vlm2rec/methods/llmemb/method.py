@@ -19,8 +19,8 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.attributes import Clause, Pairs, attribute_columns, header, item_clauses, sentence
 from vlm2rec.methods.base import ItemEmbedder
+from vlm2rec.methods.llmemb.attributes import Clause, Pairs, attribute_columns, header, item_clauses, sentence
 from vlm2rec.methods.vlm import build_encoder, load_encoder
 from vlm2rec.runs import Run
 from vlm2rec.seqrec.fit import SequenceModel, fit_sequential

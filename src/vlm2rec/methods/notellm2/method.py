@@ -13,8 +13,8 @@ from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import ItemEmbedder, need_pictures, need_titles
-from vlm2rec.methods.notellm2_model import PairLoss, RecordEmbedder
-from vlm2rec.methods.notellm2_pairs import PairBatches, co_occurrence, neighbours
+from vlm2rec.methods.notellm2.model import PairLoss, RecordEmbedder
+from vlm2rec.methods.notellm2.pairs import PairBatches, co_occurrence, neighbours
 from vlm2rec.runs import Run
 from vlm2rec.training.batches import Samples
 from vlm2rec.training.gradcache import backward_in_parts

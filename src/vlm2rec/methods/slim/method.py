@@ -22,12 +22,12 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder, Prompt
 from vlm2rec.errors import InputError
-from vlm2rec.methods.answers import Writer, collect, key_of
 from vlm2rec.methods.base import Embedder, need_pictures, need_titles
-from vlm2rec.methods.distillation import Example, distillation_step, label
-from vlm2rec.methods.slim_fusion import FusedItems
-from vlm2rec.methods.slim_prompts import Question, Shelf, history_at, steps, student_question, teacher_question
-from vlm2rec.methods.teachers import FileTeacher, ModelTeacher, Teacher, TemplateTeacher, ask
+from vlm2rec.methods.slim.answers import Writer, collect, key_of
+from vlm2rec.methods.slim.distillation import Example, distillation_step, label
+from vlm2rec.methods.slim.fusion import FusedItems
+from vlm2rec.methods.slim.prompts import Question, Shelf, history_at, steps, student_question, teacher_question
+from vlm2rec.methods.slim.teachers import FileTeacher, ModelTeacher, Teacher, TemplateTeacher, ask
 from vlm2rec.prompts import Text
 from vlm2rec.runs import Run
 from vlm2rec.seqrec.items import Items, Norm, Phase

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlm2rec.errors import InputError
-from vlm2rec.methods.answers import Writer, collect, key_of
-from vlm2rec.methods.slim_prompts import Question, Shelf, rationale, steps
+from vlm2rec.methods.slim.answers import Writer, collect, key_of
+from vlm2rec.methods.slim.prompts import Question, Shelf, rationale, steps
 from vlm2rec.runs import write_text
 
 _NAMED = 3  # titles, words and categories a template names

@@ -12,7 +12,7 @@ from vlm2rec.backbones.generate import greedy
 from vlm2rec.backbones.load import Backbone
 from vlm2rec.encoder import Encoder, Prompt
 from vlm2rec.errors import InputError
-from vlm2rec.methods.slim_prompts import Question, Shelf
+from vlm2rec.methods.slim.prompts import Question, Shelf
 from vlm2rec.progress import progress
 from vlm2rec.prompts import Picture
 

@@ -1,0 +1,424 @@
+"""Prefixes as branches of one prompt: the vectors and gradients of separate prompts, on every family that can."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_job import make_config
+from torch import Tensor
+
+from vlm2rec.backbones.branches import Layout, Tree, grown, why_not
+from vlm2rec.backbones.vision import Visual
+from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig, TrainingConfig, parse_config
+from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.splits import Split
+from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.errors import InputError
+from vlm2rec.job import continue_run, run
+from vlm2rec.methods.vlm import build_encoder, build_objective, training_step
+from vlm2rec.runs import read_metrics
+from vlm2rec.seqrec.windows import Windows
+from vlm2rec.training.batches import Samples
+from vlm2rec.training.gradcache import backward_in_parts
+
+ABLE = [family for family in families.FAMILIES if family != "gemma3"]
+# Whole windows, the last half of one, a lone prefix, one that skips a prefix; item 5 has no picture, item 3 no title.
+HISTORIES = [[0], [0, 5], [0, 5, 2], [0, 5, 2, 3], [1, 2, 4], [1, 2, 4, 3], [5], [2], [2, 1, 1]]
+ITEMS = [[3], [4], [5]]
+
+
+@pytest.fixture(scope="module")
+def shelf() -> SimpleNamespace:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (56, 56, 3), dtype=np.uint8) for _ in range(5)]
+    titles = ["a red lamp", "a blue mug", "a shirt whose name is long", "", "tea", "no picture"]
+    return SimpleNamespace(titles=titles, pictures=[*pictures, None])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {family: families.build(family, root / family) for family in families.FAMILIES}
+
+
+def build(folder: Path, batch_tokens: int = 8192, **prompt: object) -> Encoder:
+    """With adapters that do something, and no dropout."""
+    settings = BackboneConfig(path=str(folder))
+    encoder = Encoder.build(settings, PromptConfig.model_validate(prompt), batch_tokens)
+    encoder.add_lora(LoraSettings(rank=4), seed=1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return encoder.eval()
+
+
+def modalities(family: str, fusion: str) -> dict[str, object]:
+    return {"modalities": "text"} if family == "qwen2" else {"fusion": fusion}
+
+
+def pull(embed: Callable[[Sequence[Prompt]], Tensor], prompts: Sequence[Prompt], encoder: Encoder) -> list[Tensor]:
+    """Vectors, then the gradient of a sum of them with random weights at every trained parameter."""
+    vectors = embed(prompts)
+    weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
+    (vectors * weights).sum().backward()
+    gradients = [p.grad for p in encoder.parameters() if p.requires_grad]
+    encoder.zero_grad()
+    return [vectors.detach(), *(g for g in gradients if g is not None)]
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """To a few roundings of the largest number: sums over many tokens have small ones among large ones."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
+
+
+@pytest.mark.parametrize(
+    ("family", "fusion"), [(family, fusion) for family in ABLE for fusion in ("external", "internal")][:-1]
+)
+def test_states_and_gradients_are_those_of_separate_prompts(
+    folders: dict[str, Path], shelf: SimpleNamespace, family: str, fusion: str
+) -> None:
+    encoder = build(folders[family], **modalities(family, fusion))
+    prompts = encoder.prompts(shelf, HISTORIES) + encoder.prompts(shelf, ITEMS)
+    read: list[int] = []
+    encoder.backbone.model.register_forward_hook(
+        lambda _module, _args, kwargs, _output: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    one_by_one = pull(encoder, prompts, encoder)
+    tokens = sum(read)
+    read.clear()
+    branched = pull(encoder.branched, prompts, encoder)
+    assert sum(read) < 0.8 * tokens
+    assert len(one_by_one) == 1 + 2 * 2 * 7 == len(branched)
+    for one, other in zip(one_by_one, branched, strict=True):
+        assert float(one.abs().max()) > 1e-3, "nothing to compare"
+        close(other, one)
+    different = torch.pdist(branched[0][: len(HISTORIES)])
+    assert float(different.min()) > 1e-2, "the prompts do not reach the vectors"
+
+
+def test_a_vector_does_not_depend_on_the_rows_beside_it(folders: dict[str, Path], shelf: SimpleNamespace) -> None:
+    wide, narrow = (build(folders["qwen2_5_vl"], batch_tokens=tokens) for tokens in (8192, 1))
+    prompts = wide.prompts(shelf, HISTORIES)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            wide.branched(prompts), narrow.branched(narrow.prompts(shelf, HISTORIES)), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("prompt", [{}, {"chat": False}, {"chat": False, "closing": ""}])
+def test_a_branch_sees_the_very_tokens_of_its_own_prompt(
+    folders: dict[str, Path], shelf: SimpleNamespace, prompt: dict[str, object]
+) -> None:
+    """What the last token sees, in order of position, is the separate prompt; the closing may even be empty."""
+    encoder = build(folders["llava"], **prompt)
+    prompts = encoder.prompts(shelf, HISTORIES)
+    closing = len(encoder.backbone.tokens(str(prompt.get("closing", encoder.prompt.closing))))
+    tail = closing + (0 if "chat" in prompt else len(encoder.backbone.wrapper(chat=True)[1]))
+    groups = grown([(p.ids, p.visuals) for p in prompts], tail)
+    assert [len(group) for group in groups] == [4, 2, 1, 2] * 2
+    layout = Layout.of([Tree.of([prompts[i].ids for i in group], tail) for group in groups])
+    places = torch.arange(layout.ids.shape[1]).expand(1, *layout.ids.shape)
+    positions, seen = layout.positions(places)[0], layout.mask(torch.float32)[:, 0] == 0
+    assert len(layout.rows) == len(prompts)
+    for one, row, last in zip(prompts, layout.rows, layout.lasts, strict=True):
+        visible = seen[row, last]
+        order = positions[row, visible].argsort()
+        assert layout.ids[row, visible][order].tolist() == one.ids
+        assert positions[row, visible][order].tolist() == list(range(len(one.ids)))
+    close(encoder.branched(prompts), encoder(prompts))
+
+
+def test_a_layout_by_hand() -> None:
+    trees = [Tree([1, 2, 3], [1, 3], [8, 9]), Tree([4], [1], [8, 9])]
+    layout = Layout.of(trees)
+    assert layout.ids.tolist() == [[1, 2, 3, 8, 9, 8, 9], [4, 8, 9, 0, 0, 0, 0]]
+    assert (layout.rows.tolist(), layout.lasts.tolist()) == ([0, 0, 1], [4, 6, 2])
+    mask = layout.mask(torch.bfloat16)
+    assert mask.dtype == torch.bfloat16 and mask.shape == (2, 1, 7, 7) and mask.min() == torch.finfo(mask.dtype).min
+    expected = ["1......", "11.....", "111....", "1..1...", "1..11..", "111..1.", "111..11"]
+    assert ["".join("1" if seen else "." for seen in row) for row in mask[0, 0] == 0] == expected
+    assert ["".join("1" if seen else "." for seen in row[:3]) for row in mask[1, 0, :3] == 0] == ["1..", "11.", "111"]
+    assert bool((mask.diagonal(dim1=2, dim2=3) == 0).all()), "a row that sees nothing is no softmax"
+    one_axis = torch.arange(7).expand(1, 2, 7)
+    assert layout.positions(one_axis)[0, 0].tolist() == [0, 1, 2, 1, 2, 3, 4]
+    # The second token is a picture whose grid reaches from 1 to 3 in one direction; the third follows at 4.
+    axes = torch.tensor([[0, 1, 4, 9, 9, 9, 9], [0, 3, 4, 9, 9, 9, 9]])[:, None].expand(2, 2, 7)
+    assert layout.positions(axes)[:, 0].tolist() == [[0, 1, 4, 1, 2, 5, 6], [0, 3, 4, 1, 2, 5, 6]]
+    after_picture = Layout.of([Tree([1, 2], [2], [8, 9])])
+    assert after_picture.positions(axes[:, :1, :4])[:, 0].tolist() == [[0, 1, 4, 5], [0, 3, 4, 5]]
+
+
+def test_prompts_grow_together_only_where_they_are_beginnings_of_each_other() -> None:
+    one, other = Visual(torch.zeros(1, 2)), Visual(torch.zeros(1, 2))
+    prompts: list[tuple[list[int], list[Visual]]] = [
+        ([1, 2, 9], [one]),
+        ([1, 2, 9], [one]),  # twice the same
+        ([1, 2, 3, 9], [one, other]),
+        ([1, 2, 3, 9], [one, one]),  # like the last but for a picture
+        ([1, 2, 9], [one]),  # shorter
+        ([1, 3, 4, 9], [one]),  # another beginning
+        ([1, 3, 4, 5, 8], [one]),  # another closing
+    ]
+    assert grown(prompts, tail=1) == [[0, 1, 2], [3], [4], [5], [6]]
+    assert grown(prompts[:3], tail=3) == [[0, 1], [2]]
+    assert grown([], tail=1) == []
+
+
+def test_gradients_in_parts_are_those_of_the_whole_batch(folders: dict[str, Path], shelf: SimpleNamespace) -> None:
+    encoder = build(folders["smolvlm"])
+    prompts = encoder.prompts(shelf, HISTORIES)
+
+    def loss(vectors: Tensor) -> Tensor:
+        return torch.tanh(vectors @ vectors.T / 30).sum()
+
+    def gradients() -> list[Tensor]:
+        found = [p.grad for p in encoder.parameters() if p.grad is not None]
+        encoder.zero_grad()
+        return found
+
+    loss(encoder(prompts)).backward()
+    expected = gradients()
+    backward_in_parts(encoder.branched, prompts, loss, 3, Tensor.backward)  # cuts windows in two
+    found = gradients()
+    assert len(found) == len(expected) == 28
+    for one, other in zip(expected, found, strict=True):
+        close(other, one)
+
+
+# Which samples
+
+
+def samples(split: Split, seed: int = 0, **settings: object) -> Samples:
+    given = {"batch_size": 8, "samples": "all", "prefixes": "branched", **settings}
+    return Samples(split, TrainingConfig.model_validate(given), seed)
+
+
+@pytest.fixture
+def split(from_sequences: Callable[..., Dataset]) -> Split:
+    """User u's event p is item 20 u + p, but for a few repeats; at most four items in a history."""
+    lengths = [3, 4, 5, 9, 15, 6, 6, 7, 12, 8]
+    sequences = [[20 * user + p for p in range(length)] for user, length in enumerate(lengths)]
+    sequences[5][3] = sequences[6][3]  # the same next item for two users
+    sequences[4][6] = sequences[4][11] = sequences[3][5]
+    return Split(from_sequences(sequences, 200), max_history=4)
+
+
+Pair = tuple[tuple[int, ...], int]
+
+
+def pairs(drawn: Samples, epochs: int) -> list[list[Pair]]:
+    """All (history, target) pairs of each batch, in order."""
+    batches = [drawn.batch(k) for k in range(epochs * drawn.steps_per_epoch)]
+    return [
+        [(tuple(history), batch.targets[p]) for history, p in zip(batch.histories, batch.positive, strict=True)]
+        for batch in batches
+    ]
+
+
+def test_samples_are_those_of_the_windows(split: Split) -> None:
+    expected: set[Pair] = set()
+    windows = Windows(split, "windows", 100, seed=0).batch(0)
+    for inputs, targets in zip(windows.inputs, windows.targets, strict=True):
+        expected |= {(tuple(inputs[: p + 1]), int(target)) for p, target in enumerate(targets) if target >= 0}
+    drawn = samples(split)
+    found = {pair for batch in pairs(drawn, epochs=6) for pair in batch}  # the remainder is another one each time
+    assert found == expected and len(drawn) == len(expected)
+    every = {pair for batch in pairs(samples(split, prefixes="separate"), epochs=6) for pair in batch}
+    assert {target for _, target in found} == {target for _, target in every}
+    # Who has at most a window of history gives the same pairs either way; later ones keep more than half a window.
+    short = {target for user in range(10) if len(split.train[user]) <= 5 for target in split.train[user].tolist()}
+    first = {pair for pair in every if pair[1] in short - {65, 45}}
+    assert first and first <= found
+    assert {len(history) for history, _ in found - every} == {3}
+
+
+def test_a_window_comes_in_one_piece_and_windows_by_lot(split: Split) -> None:
+    drawn = samples(split)
+    assert drawn.steps_per_epoch == samples(split, prefixes="separate").steps_per_epoch
+    for batch in pairs(drawn, epochs=3):
+        assert len(batch) == 8
+        firsts = [history[0] for history, _ in batch]
+        seams = sum(one != other for one, other in itertools.pairwise(firsts))
+        assert seams == len(set(firsts)) - 1
+        for (before, target), (after, _) in itertools.pairwise(batch):
+            assert before[0] != after[0] or after == (*before, target)
+    assert pairs(drawn, 1)[0] != pairs(samples(split, seed=1), 1)[0]
+    epochs = pairs(drawn, 2)
+    assert epochs[0] != epochs[drawn.steps_per_epoch], "epochs have the same order"
+    for k in (4, 0, 7):
+        assert samples(split).batch(k).histories == drawn.batch(k).histories
+
+
+def test_negatives_and_targets_keep_their_contract(split: Split) -> None:
+    drawn, doubled = samples(split), 0
+    for k in range(3 * drawn.steps_per_epoch):
+        batch = drawn.batch(k)
+        assert len(set(batch.targets)) == len(batch.targets)
+        doubled += len(batch.targets) < len(batch.histories)
+        for i, history in enumerate(batch.histories):
+            owner = Counter(item // 20 for item in history).most_common(1)[0][0]
+            own = split.train[owner]
+            assert batch.targets[batch.positive[i]] in own
+            assert batch.negatives[i].tolist() == [item not in own for item in batch.targets]
+    assert doubled, "no batch had the same target twice"
+
+
+def test_some_prefixes_of_a_user(split: Split) -> None:
+    drawn = samples(split, samples_per_user=2, batch_size=4)
+    assert len(drawn) == sum(min(2, len(events) - 1) for events in split.train if len(events) > 1)
+    whole = {pair for batch in pairs(samples(split), epochs=6) for pair in batch}
+    assert {pair for batch in pairs(drawn, epochs=3) for pair in batch} <= whole
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def llava(folders: dict[str, Path]) -> Path:
+    return folders["llava"]
+
+
+def config(
+    dataset: Dataset,
+    folder: Path,
+    kind: str = "sft",
+    /,
+    modalities: str = "both",
+    dropout: float = 0.0,
+    **training: object,
+) -> Any:
+    given = {"samples": "all", "prefixes": "branched", "batch_size": 24, "lr": 1e-2, "users": 20, **training}
+    return make_config(
+        dataset,
+        folder,
+        kind,
+        training={"checkpoint_every": 2, **given},
+        evaluation={"users": 10},
+        prompt={"modalities": modalities},
+        backbone={"lora": {"rank": 4, "dropout": dropout}},
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl", "train")]
+
+
+def test_a_run_learns(tiny_dataset: Dataset, llava: Path, tmp_path: Path) -> None:
+    """Three users, nearly all their samples in every step: what was learned shows in the loss."""
+    asked = config(tiny_dataset, llava, users=3, batch_size=18, epochs=12, checkpoint_every=50)
+    found = losses(run(asked, tmp_path / "run", until="train").path)
+    assert len(found) == 12 and found[-1] < found[0] / 2
+
+
+def test_a_run_goes_on_after_a_kill(
+    tiny_dataset: Dataset, llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Titles alone: a picture's last bits may depend on which others are looked at with it."""
+    asked = config(tiny_dataset, llava, modalities="text", dropout=0.2)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(asked, whole, until="train")
+    batch = Samples.batch
+
+    def kill(self: Samples, step: int) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return batch(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Samples, "batch", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(asked, killed, until="train")
+    continue_run(killed, until="train")
+    assert len(losses(whole)) > 6 and losses(whole) == losses(killed)
+    first, second = (load_file(folder / "model" / "adapter_model.safetensors") for folder in (whole, killed))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_a_step_takes_the_gradient_of_the_same_batch_read_one_by_one(
+    tiny_dataset: Dataset, llava: Path, micro_batch: int | None
+) -> None:
+    """VLM2Rec's own step; samples counted as pairs."""
+    asked = config(tiny_dataset, llava, "vlm2rec", micro_batch=micro_batch)
+    split = Split(tiny_dataset, max_history=6)
+    drawn = Samples(split, asked.training, 0)
+    found = []
+    for prefixes in ("branched", "separate"):
+        encoder, objective = build_encoder(asked), build_objective(asked)
+        encoder.add_lora(LoraSettings(rank=4, dropout=0.0), seed=0)
+        settings = asked.model_copy(update={"training": asked.training.model_copy(update={"prefixes": prefixes})})
+        step = training_step(drawn, split, encoder, objective, settings)
+        logged = step(2, Tensor.backward)
+        assert logged["samples"] == 24
+        gradients = [p.grad for p in [*encoder.parameters(), *objective.parameters()] if p.grad is not None]
+        found.append((logged["loss"], gradients))
+    (loss, branched), (other_loss, separate) = found
+    assert loss == pytest.approx(other_loss, abs=1e-5)
+    assert len(branched) == len(separate) == 2 * 2 * 7 + 2
+    for one, other in zip(separate, branched, strict=True):
+        close(other, one)
+
+
+# What is refused
+
+
+def test_one_prefix_a_user_has_nothing_to_share(tmp_path: Path) -> None:
+    raw = {"data": {"path": str(tmp_path)}, "training": {"samples": "last", "prefixes": "branched"}}
+    with pytest.raises(InputError, match=r"training\.prefixes = 'branched'.*set training\.samples=all") as caught:
+        parse_config(raw)
+    assert "\n" not in str(caught.value)
+
+
+def test_refused_before_anything_is_written(tiny_dataset: Dataset, folders: dict[str, Path], tmp_path: Path) -> None:
+    for folder, training, said in (
+        (folders["llava"], {"batch_size": 8}, r"training\.batch_size = 8.*take at least 18"),
+        (folders["gemma3"], {}, r"gemma3\) has layers that do not see the whole.*set training\.prefixes=separate"),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            run(config(tiny_dataset, folder, **training), tmp_path / "run")
+        assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_backbones_that_cannot_branch(folders: dict[str, Path], shelf: SimpleNamespace) -> None:
+    encoder = build(folders["gemma3"])
+    text = encoder.backbone.model.config.get_text_config()
+    text.layer_types, text.sliding_window = ["full_attention"] * 2, None
+    assert why_not(encoder.backbone) == "looks both ways inside a picture"
+    text.sliding_window = 64
+    with pytest.raises(InputError, match="sliding window"):
+        encoder.check_branches(shelf)
+    llava = build(folders["llava"])
+    assert why_not(llava.backbone) is None
+    llava.check_branches(shelf)
+
+    def forward(input_ids: Tensor) -> None: ...
+
+    fake: Any = SimpleNamespace(config=llava.backbone.model.config, forward=forward)
+    assert why_not(replace(llava.backbone, model=fake)) == "cannot be told the positions of its tokens"
+
+
+@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
+def test_a_model_that_ignores_positions_or_mask_is_found_out(
+    folders: dict[str, Path], shelf: SimpleNamespace, ignored: str
+) -> None:
+    encoder = build(folders["llava"])
+
+    def drop(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {name: value for name, value in kwargs.items() if name != ignored}
+
+    encoder.backbone.model.register_forward_pre_hook(drop, with_kwargs=True)
+    with pytest.raises(InputError, match="does not give branches the vectors") as caught:
+        encoder.check_branches(shelf)
+    assert "\n" not in str(caught.value)
