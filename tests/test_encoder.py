@@ -105,6 +105,20 @@ def test_the_cache_changes_nothing(folders: dict[str, Path], family: str) -> Non
     assert cosines(kept.histories(catalogue, HISTORIES), live.histories(catalogue, HISTORIES)) > 1 - 1e-3
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
+def test_a_picture_is_the_same_to_the_bit_whichever_others_were_asked_for(
+    folders: dict[str, Path], family: str
+) -> None:
+    """Else a run that is continued, and looks at its pictures in another order, would drift."""
+    (together, alone), catalogue = (build(folders[family]) for _ in range(2)), shelf()
+    together.look_at(catalogue, range(len(catalogue.titles)))
+    for item in reversed(range(len(catalogue.titles))):
+        alone.look_at(catalogue, [item])
+        one, other = together.visual(item), alone.visual(item)
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one.tokens, other.tokens)
+
+
 def test_a_new_catalogue_is_not_taken_for_the_old_one(folders: dict[str, Path]) -> None:
     encoder, old, new = build(folders["llava"]), shelf(), shelf()
     new.titles, new.pictures = new.titles[::-1], new.pictures[::-1]

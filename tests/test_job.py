@@ -31,8 +31,10 @@ from vlm2rec.errors import InputError
 from vlm2rec.job import continue_run, find_runs, run, sweep
 from vlm2rec.methods.vlm import build_encoder
 from vlm2rec.metrics import METRICS, summarise
+from vlm2rec.objectives import InfoNCE
 from vlm2rec.runs import Run, metrics_lines, read_metrics
 from vlm2rec.tasks import CANDIDATE_SETS
+from vlm2rec.training.batches import Samples
 from vlm2rec.training.gradcache import backward_in_parts
 
 
@@ -460,6 +462,21 @@ def test_live_vision_trains_the_same(tiny_dataset: Dataset, llava: Path, tmp_pat
 
 
 # Other shapes of a run
+
+
+def test_logq_takes_popularity_off_the_logits(tiny_dataset: Dataset, llava: Path, tmp_path: Path) -> None:
+    """The first step's loss, before anything is learned, by hand from the same batch."""
+    config = make_config(tiny_dataset, llava, "sft", objective={"logq": True}, backbone={"lora": {"dropout": 0.0}})
+    logged = read_metrics(run(config, tmp_path / "run", until="train").path / "metrics.jsonl", "train")[0]["loss"]
+    split, encoder = Split(tiny_dataset, config.data.max_history), build_encoder(config)
+    batch = Samples(split, config.training, config.seed).batch(0)
+    query, target = (encoder.histories(tiny_dataset, batch.histories), encoder.items(tiny_dataset, batch.targets))
+    share = np.array([sum((own == item).sum() for own in split.train) for item in batch.targets], float)
+    arguments = (query, target, torch.from_numpy(batch.negatives), torch.from_numpy(batch.positive))
+    objective = InfoNCE(config.objective.temperature)
+    expected = objective(*arguments, torch.from_numpy(np.log(share / sum(map(len, split.train)))))
+    assert logged == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert logged != pytest.approx(float(objective(*arguments).detach()), rel=1e-2)
 
 
 def test_a_language_model_reads_titles(tiny_dataset: Dataset, qwen2: Path, tmp_path: Path) -> None:

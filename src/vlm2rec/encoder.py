@@ -22,7 +22,7 @@ from vlm2rec.prompts import Modality, Picture, Segment, Text, Title, history_pro
 from vlm2rec.runs import read_json, replacing_folder, write_json
 
 _FILE = "encoder.json"
-_PICTURES_AT_ONCE = 64
+_PICTURES_AT_ONCE = 64  # on a GPU; on a CPU each alone, so that its tokens do not hang on which others were asked for
 _HISTORIES_CHECKED = 2000
 _ROUNDING, _COARSE_ROUNDING = 0.01, 0.05  # of a vector's length, in float32 and in anything narrower
 
@@ -232,8 +232,9 @@ class Encoder(nn.Module):
         if not self.settings.cache_vision:
             self._visuals = {}
         missing = sorted(set(items) - self._visuals.keys())
-        for start in range(0, len(missing), _PICTURES_AT_ONCE):
-            chunk = missing[start : start + _PICTURES_AT_ONCE]
+        size = 1 if self.device.type == "cpu" else _PICTURES_AT_ONCE
+        for start in range(0, len(missing), size):
+            chunk = missing[start : start + size]
             pictures = [(item, catalogue.pictures[item]) for item in chunk]
             seen = [(item, picture) for item, picture in pictures if picture is not None]
             visuals = self.backbone.vision([picture for _, picture in seen]) if seen else []

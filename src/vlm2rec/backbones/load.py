@@ -174,7 +174,7 @@ class Backbone:
 
 
 def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
-    """Load from a local folder, from the hub, or `nano`, which comes with the package.
+    """Load from a local folder, from the hub, or `nano`, which comes with the package; to the GPU where there is one.
 
     `head` keeps the language head, for methods that generate text or learn from it.
 
@@ -202,6 +202,8 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
             " fetch or build the checkpoint again"
         )
     loaded.requires_grad_(False).eval()
+    if torch.cuda.is_available():
+        loaded.cuda()
     model = loaded.base_model if head else loaded
     image_token = getattr(config, "image_token_id", None) if hasattr(config, "vision_config") else None
     vision = VisionTower.load(path, model, settings.image_size) if image_token is not None else None

@@ -133,8 +133,6 @@ class TitleEncoder:
             backbone.model.load_state_dict(weights, strict=False)
         attend(backbone, both_ways=True)
         backbone.model.eval()
-        if torch.cuda.is_available():
-            backbone.model.cuda()
         return cls(backbone, saved["max_tokens"])
 
 

@@ -59,6 +59,7 @@ class ObjectiveConfig(Section):
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(1.0, ge=0)
     stop_gradient: bool = True
+    logq: bool = False  # take the log of each target's popularity off its logit: batches draw items by popularity
 
 
 class TrainingConfig(Section):

@@ -49,9 +49,6 @@ class LLM2Rec(ItemEmbedder):
         if trained:
             return
         backbone, path = load_backbone(self.config.backbone, head=True), self.config.backbone.path
-        if torch.cuda.is_available():
-            assert backbone.generator is not None
-            backbone.generator.cuda()
         self.tuning = Tuning(self.config, self.split, backbone)
         self.tuning.check_lengths()
         check_bidirectional(backbone, path)

@@ -100,7 +100,7 @@ class VLM(Embedder):
             return {}
         began = time.monotonic()
         if self._encoder is None:
-            self._encoder = load_encoder(run.path / "model")
+            self._encoder = Encoder.load(run.path / "model")
         encode_items(run, self.split, self.encoder)
         embed_histories(self.encoder, self.split, users, "test", run.path / "histories")
         for leftover in (run.path / "checkpoints").glob("*-epoch-*"):
@@ -115,20 +115,15 @@ class VLM(Embedder):
         out = run.path / "histories-validation"
         ids = [self.split.dataset.user_ids[user] for user in users]
         if not out.exists() or EmbeddingTable.load(out).ids.tolist() != ids:
-            encoder = load_encoder(run.path / "model")
+            encoder = Encoder.load(run.path / "model")
             embed_histories(encoder, self.split, users, which, out)
         queries, items = EmbeddingTable.load(out), EmbeddingTable.load(run.path / "items")
         return Cosine(queries.unit("fused"), items.unit("fused"))
 
 
 def build_encoder(config: Config) -> Encoder:
-    """The backbone of a configuration, without adapters, on the GPU where there is one."""
-    return _placed(Encoder.build(config.backbone, config.prompt, config.evaluation.batch_tokens))
-
-
-def load_encoder(folder: Path) -> Encoder:
-    """A trained encoder from a run's `model/`, on the GPU where there is one."""
-    return _placed(Encoder.load(folder))
+    """The backbone of a configuration, without adapters."""
+    return Encoder.build(config.backbone, config.prompt, config.evaluation.batch_tokens)
 
 
 def build_objective(config: Config) -> Objective:
@@ -207,15 +202,12 @@ def fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _placed(encoder: Encoder) -> Encoder:
-    return encoder.cuda() if torch.cuda.is_available() else encoder
-
-
 def training_step(samples: Samples, split: Split, encoder: Encoder, objective: Objective, config: Config) -> Step:
     """One batch's gradients and figures, for `fit`."""
     part, branched = config.training.micro_batch, config.training.prefixes == "branched"
     embed: Callable[[Sequence[Prompt]], Tensor] = encoder.branched if branched else encoder
     prompts_a_sample = 2 * len(encoder.passes)
+    shares = torch.from_numpy(split.popularity / split.popularity.sum())
     # Margins and the gap are logged for SFT too: they are how a collapse is seen while it happens.
     probe = objective.wpcl if isinstance(objective, VLM2RecLoss) else WPCL(config.objective.temperature)
 
@@ -225,11 +217,12 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
         prompts = queries + encoder.prompts(split.dataset, [[item] for item in batch.targets])
         negatives = torch.from_numpy(batch.negatives).to(encoder.device)
         positive = torch.from_numpy(batch.positive).to(encoder.device)
+        log_q = shares[batch.targets].log().to(encoder.device) if config.objective.logq else None
         logged: dict[str, float] = {"samples": float(len(batch.histories))}
 
         def loss(vectors: Tensor) -> Tensor:
             query, target = encoder.assemble(vectors[: len(queries)]), encoder.assemble(vectors[len(queries) :])
-            value: Tensor = objective(query, target, negatives, positive)
+            value: Tensor = objective(query, target, negatives, positive, log_q)
             logged.update(_figures(objective, probe, query, target, negatives, positive), loss=float(value.detach()))
             return value
 

@@ -66,8 +66,6 @@ class VLMPrompt(ItemEmbedder):
         self.encoder = Encoder.build(
             self.config.backbone, prompt, self.config.evaluation.batch_tokens, head=self.settings.pooling == "generated"
         )
-        if torch.cuda.is_available():
-            self.encoder.cuda()
         longest = max(range(self.split.n_items), key=lambda item: len(self.split.dataset.titles[item]))
         used = len(self._prompts([longest])[0].ids)
         used += self.settings.max_new_tokens if self.settings.pooling == "generated" else 0

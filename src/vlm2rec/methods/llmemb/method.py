@@ -21,7 +21,7 @@ from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import ItemEmbedder
 from vlm2rec.methods.llmemb.attributes import Clause, Pairs, attribute_columns, header, item_clauses, sentence
-from vlm2rec.methods.vlm import build_encoder, load_encoder
+from vlm2rec.methods.vlm import build_encoder
 from vlm2rec.runs import Run
 from vlm2rec.seqrec.fit import SequenceModel, fit_sequential
 from vlm2rec.seqrec.items import IdItems, Items, Norm, normalised
@@ -113,7 +113,7 @@ class LLMEmb(ItemEmbedder):
         direct = self.settings.task1 == "scft"
         scft = run.path / "items" if direct else stages / "scft"
         if not (stages / "pca").exists():
-            encoder = self._encoder or load_encoder(run.path / "model")
+            encoder = self._encoder or Encoder.load(run.path / "model")
 
             def embed(items: Sequence[int]) -> Mapping[str, Tensor]:
                 rows = [self._tokens(encoder.backbone, self.items[item]) for item in items]

@@ -48,7 +48,7 @@ class NoteLLM2(ItemEmbedder):
         self._batches = self._pairs()
         config = self.config
         encoder = Encoder.build(config.backbone, config.prompt, config.evaluation.batch_tokens)
-        self._embedder = _placed(RecordEmbedder(encoder, self.split.dataset, self.settings.out_dim, config.seed))
+        self._embedder = RecordEmbedder(encoder, self.split.dataset, self.settings.out_dim, config.seed)
         titles, digests = self.split.dataset.titles, self.split.dataset.pictures.digests
         shown = [item for item in range(self.split.n_items) if digests[item] is not None]
         self._embedder.prompts([max(shown, key=lambda item: len(titles[item]))])
@@ -93,7 +93,7 @@ class NoteLLM2(ItemEmbedder):
         would tell how far apart the two places in the prompt are, not whether the pictures were left behind.
         """
         if self._embedder is None:
-            self._embedder = _placed(RecordEmbedder.load(run.path / "model", self.split.dataset, self.settings.out_dim))
+            self._embedder = RecordEmbedder.load(run.path / "model", self.split.dataset, self.settings.out_dim)
         embedder = self._embedder.eval()
 
         def embed(items: Sequence[int]) -> Mapping[str, Tensor]:
@@ -115,10 +115,6 @@ class NoteLLM2(ItemEmbedder):
                 f" training histories ({best}); lower it"
             )
         return PairBatches(chosen, split.n_items, settings.batch_pairs, self.config.seed)
-
-
-def _placed(embedder: RecordEmbedder) -> RecordEmbedder:
-    return embedder.cuda() if torch.cuda.is_available() else embedder
 
 
 def training_step(batches: PairBatches, embedder: RecordEmbedder, objective: PairLoss, part: int | None) -> Step:

@@ -92,7 +92,7 @@ class RecordEmbedder(nn.Module):
         self._catalogue = catalogue
         self._closing = len(encoder.backbone.wrapper(encoder.prompt.chat)[1])
         torch.manual_seed(seed)
-        self.fusion = LateFusion(encoder.backbone.dim, out_dim)
+        self.fusion = LateFusion(encoder.backbone.dim, out_dim).to(encoder.device)
 
     @classmethod
     def load(cls, folder: Path, catalogue: Catalogue, out_dim: int) -> "RecordEmbedder":

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vlm2rec.backbones.load import load_backbone, towers
@@ -245,16 +244,13 @@ class SLIM(Embedder):
         return self._text_encoder
 
     def _build(self, backbone: BackboneConfig) -> Encoder:
-        """An encoder with its language head, on the GPU where there is one."""
+        """An encoder with its language head."""
         loaded = load_backbone(backbone, head=True)
         if self.sees and loaded.vision is None:
             raise InputError(
                 f"backbone.path = {backbone.path!r} reads no pictures, but method.modality = 'multimodal'; take a"
                 " vision-language model, or set method.modality=text"
             )
-        assert loaded.generator is not None
-        if torch.cuda.is_available():
-            loaded.generator.cuda()
         prompt = self.config.prompt.model_copy(update={"modalities": "both" if self.sees else "text"})
         return Encoder(loaded, backbone, prompt, self.config.evaluation.batch_tokens)
 
