@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import vlm2rec.seqrec.fit as fitting
@@ -288,3 +290,34 @@ def test_task_2_of_an_embedder(tiny_dataset: Dataset, tmp_path: Path) -> None:
     manifest.record()
     run(parse_config(raw), tmp_path / "run")
     assert pl.read_parquet(tmp_path / "run" / "users.parquet").equals(ranks)
+
+
+def test_from_anybodys_vectors(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """Rows are found by item id, in whatever order and among whatever others they stand."""
+    ids = [*reversed(tiny_dataset.item_ids), "another"]
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 6)).astype(np.float32)
+    EmbeddingTable(ids, {"fused": vectors, "text": vectors + 1}).save(tmp_path / "table")
+
+    def raw(**method: object) -> dict[str, Any]:
+        given = {"kind": "sasrec", "items": str(tmp_path / "table"), **method}
+        return {**config(tiny_dataset, "sasrec"), "method": given}
+
+    done = run(parse_config(raw()), tmp_path / "run")
+    results = done.results()
+    assert (
+        results["validation"]["norm"] in ("l2", "standardize") and results["seqrec"]["sasrec"] == results["retrieval"]
+    )
+    weights = load_file(done.path / "model" / "model.safetensors")
+    own = vectors[: len(tiny_dataset.item_ids)][::-1]
+    expected = normalised(own, results["validation"]["norm"])
+    torch.testing.assert_close(weights["items.table"], torch.from_numpy(expected))
+
+    def refused(message: str, **method: object) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            run(parse_config(raw(**method)), tmp_path / "other")
+        assert "\n" not in str(caught.value) and not (tmp_path / "other").exists()
+
+    refused("has no view 'image'; set method.view to fused or text", view="image")
+    refused("no readable embedding table", items=str(tmp_path / "nowhere"))
+    EmbeddingTable(ids[1:3], {"fused": vectors[1:3]}).save(tmp_path / "few")
+    refused(r"few: are embeddings of another catalogue than .*: 22 ids have no embedding", items=str(tmp_path / "few"))

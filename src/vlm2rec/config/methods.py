@@ -49,15 +49,19 @@ class Random(Section):
 
 
 class SASRec(Section):
-    """Self-attention over item ids, learned from nothing (arXiv 1808.09781); numbers under `seqrec`."""
+    """Self-attention over item ids (arXiv 1808.09781); numbers under `seqrec`."""
 
     kind: Literal["sasrec"] = "sasrec"
+    items: Path | None = None  # an embedding table to start from, known by item ids; None: ids, learned from nothing
+    view: str = "fused"  # of that table
 
 
 class GRU4Rec(Section):
-    """A recurrent net over item ids, learned from nothing (arXiv 1511.06939); numbers under `seqrec`."""
+    """A recurrent net over item ids (arXiv 1511.06939); numbers under `seqrec`."""
 
     kind: Literal["gru4rec"] = "gru4rec"
+    items: Path | None = None  # as for sasrec
+    view: str = "fused"
 
 
 class Bert(Section):

@@ -91,20 +91,16 @@ class Embedder(Recommender):
 
     def sequence_task(self, run: Run, users: np.ndarray) -> dict[str, SequenceResult]:
         """Every backbone of `seqrec.backbones`, fitted on S[:-2] and chosen on validation."""
-        from vlm2rec.seqrec.fit import fit_sequential
+        from vlm2rec.seqrec.fit import fit_from_vectors
 
-        settings, seed = self.config.seqrec, self.config.seed
+        settings, folder = self.config.seqrec, run.path / "stages"
+        items = partial(self.sequence_items, run)
         found: dict[str, SequenceResult] = {}
         for kind in settings.backbones:
-            tried = {}
-            for norm in self.norms if settings.norm == "auto" else (settings.norm,):
-                folder = run.path / "stages" / f"{kind}-{norm}"
-                items = partial(self.sequence_items, run, norm)
-                tried[norm] = fit_sequential(kind, items, self.split, settings, seed, folder, self.config.evaluation)
-            best = max(tried, key=lambda norm: tried[norm].validation["N@20"])
-            seconds = sum(model.validation["seconds"] for model in tried.values())
-            info = {**tried[best].validation, "seconds": seconds, "norm": best}
-            found[kind] = SequenceResult(tried[best].scorer(users, "test"), info)
+            model = fit_from_vectors(
+                kind, items, self.norms, self.split, settings, self.config.seed, folder, self.config.evaluation
+            )
+            found[kind] = SequenceResult(model.scorer(users, "test"), model.validation)
         return found
 
 

@@ -1,35 +1,71 @@
-"""The ID rows: SASRec and GRU4Rec over items that are numbers and nothing else."""
+"""The ID rows, SASRec and GRU4Rec over items that are numbers and nothing else; or started from anybody's vectors."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from vlm2rec.config import SASRec
+from vlm2rec.config import GRU4Rec, SASRec
 from vlm2rec.data.splits import Which
-from vlm2rec.methods.base import Recommender, SequenceResult
+from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.errors import InputError
+from vlm2rec.methods.base import Embedder, Recommender, SequenceResult
 from vlm2rec.runs import Run, replacing_folder
-from vlm2rec.seqrec.fit import SequenceModel, fit_sequential
-from vlm2rec.seqrec.items import IdItems
+from vlm2rec.seqrec.fit import SequenceModel, fit_from_vectors, fit_sequential
+from vlm2rec.seqrec.items import IdItems, Items, Norm, TableItems, normalised
 from vlm2rec.seqrec.models import Kind
 from vlm2rec.tasks import Scorer
 
 
 class Sequential(Recommender):
-    """One sequential model, learned from nothing: the same row in the tables of both tasks."""
+    """One sequential model. From ids it is the same row in the tables of both tasks."""
 
     @property
     def kind(self) -> Kind:
         """Which of the two."""
-        return "sasrec" if isinstance(self.config.method, SASRec) else "gru4rec"
+        return self.config.method.kind  # type: ignore[return-value]
+
+    @cached_property
+    def vectors(self) -> np.ndarray | None:
+        """Given vectors in the order of the catalogue, `(n_items, D)`; None for ids.
+
+        Raises:
+            InputError: there is no such table or view, or an item of the catalogue is not in it.
+        """
+        method = self.config.method
+        assert isinstance(method, SASRec | GRU4Rec)
+        if method.items is None:
+            return None
+        table, path = EmbeddingTable.load(method.items), self.split.dataset.path
+        if method.view not in table.views:
+            raise InputError(
+                f"{method.items}: has no view {method.view!r}; set method.view to {' or '.join(table.views)}"
+            )
+        try:
+            rows = table.rows(self.split.dataset.item_ids)
+        except InputError as error:
+            raise InputError(f"{method.items}: are embeddings of another catalogue than {path}: {error}") from None
+        return np.asarray(table[method.view][rows])
+
+    def check(self, trained: bool) -> None:
+        """Given vectors must be those of this catalogue."""
+        if not trained:
+            _ = self.vectors
 
     def train(self, run: Run) -> Mapping[str, Any]:
         """Fit on S[:-2], stop early by validation; weights to `model/`."""
         config = self.config
-        model = fit_sequential(
-            self.kind, self._items, self.split, config.seqrec, config.seed, run.path, config.evaluation
-        )
+        if self.vectors is None:
+            model = fit_sequential(
+                self.kind, self._items, self.split, config.seqrec, config.seed, run.path, config.evaluation
+            )
+        else:
+            model = fit_from_vectors(
+                self.kind, self._items, Embedder.norms, self.split, config.seqrec, config.seed, run.path / "stages",
+                config.evaluation,
+            )  # fmt: skip
         with replacing_folder(run.path / "model") as folder:
             save_file(
                 {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
@@ -48,5 +84,8 @@ class Sequential(Recommender):
         """Task 2 is the same model again."""
         return {self.kind: SequenceResult(self.scorer(run, users, "test"), {})}
 
-    def _items(self) -> IdItems:
-        return IdItems(self.split.n_items, self.config.seqrec.dim)
+    def _items(self, norm: Norm = "none") -> Items:
+        settings, vectors = self.config.seqrec, self.vectors
+        if vectors is None:
+            return IdItems(self.split.n_items, settings.dim)
+        return TableItems(normalised(vectors, norm), settings.dim, tuned=settings.table == "tuned")

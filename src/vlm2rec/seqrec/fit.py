@@ -1,8 +1,10 @@
 """Fitting a sequential model: next item at every position, best epoch by validation N@20, early stopping."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from vlm2rec.config import EvaluationConfig, SeqRecConfig, TrainingConfig
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.splits import Split, Which, sample_users
 from vlm2rec.metrics import count, summarise
-from vlm2rec.seqrec.items import Items, Phase
+from vlm2rec.seqrec.items import Items, Norm, Phase
 from vlm2rec.seqrec.models import GRU4Rec, Kind, SASRec
 from vlm2rec.seqrec.windows import Windows
 from vlm2rec.training.loop import fit
@@ -38,7 +40,7 @@ class SequenceModel(nn.Module):
         else:
             self.backbone = GRU4Rec(settings.dim, settings.layers, settings.dropout)
         self.split = split
-        self.validation: dict[str, float] = {}
+        self.validation: dict[str, Any] = {}
         """Figures of the epoch that was kept: N@20 and the others, `epoch`, `lr`, `seconds`, `epoch_seconds`."""
 
     def states(self, table: Tensor, histories: Tensor, users: Tensor, phase: Phase) -> Tensor:
@@ -106,6 +108,31 @@ def fit_sequential(
             best = model
     assert best is not None
     return best.eval()
+
+
+def fit_from_vectors(
+    kind: Kind,
+    items: Callable[[Norm], Items],
+    norms: Sequence[Norm],
+    split: Split,
+    settings: SeqRecConfig,
+    seed: int,
+    folder: Path,
+    evaluation: EvaluationConfig,
+) -> SequenceModel:
+    """As `fit_sequential`, for every norm of the vectors that `items` starts from; the one that validates best.
+
+    `settings.norm` = "auto" tries `norms`, anything else that norm alone. Its name comes with the figures, as `norm`.
+    """
+    tried: list[SequenceModel] = []
+    for norm in norms if settings.norm == "auto" else (settings.norm,):
+        where = folder / f"{kind}-{norm}"
+        model = fit_sequential(kind, partial(items, norm), split, settings, seed, where, evaluation)
+        model.validation["norm"] = norm
+        tried.append(model)
+    best = max(tried, key=lambda model: model.validation["N@20"])
+    best.validation["seconds"] = sum(model.validation["seconds"] for model in tried)
+    return best
 
 
 def _fit_one(
