@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlm2rec.backbones.generate import greedy
+from vlm2rec.backbones.generate import batches, greedy
 from vlm2rec.backbones.load import Backbone, load_backbone
 from vlm2rec.backbones.vision import Visual
 from vlm2rec.config import BackboneConfig
@@ -47,6 +47,24 @@ def test_a_cache_and_a_batch_change_nothing(backbone: Backbone) -> None:
     for (ids, visuals), answer in zip(made, answers, strict=True):
         assert answer == by_hand(backbone, ids, visuals, 6)
     assert len({tuple(answer) for answer in answers}) > 1  # they do depend on the prompt
+
+
+def test_many_lengths_in_one_batch(backbone: Backbone) -> None:
+    """Where padding is possible all prompts of words share a batch; the answers are those of each alone."""
+    texts = ["a", "a red lamp and a blue mug", "lamp", "a shopper bought these products, a red lamp", "a blue mug"]
+    made: list[tuple[list[int], list[Visual]]] = [(backbone.tokens(text), []) for text in texts]
+    one_position_a_token = backbone.model.config.model_type in ("llava", "internvl", "smolvlm", "qwen2")
+    assert (len(batches(backbone, made)) == 1) is one_position_a_token
+    assert sorted(row for rows in batches(backbone, made) for row in rows) == list(range(len(made)))
+    for (ids, visuals), answer in zip(made, greedy(backbone, made, 6), strict=True):
+        assert answer == by_hand(backbone, ids, visuals, 6)
+
+
+def test_batches_hold_everything_once_and_few_at_a_time(backbone: Backbone) -> None:
+    made: list[tuple[list[int], list[Visual]]] = [([5] * length, []) for length in [5, 9, 5] * 50 + [7]]
+    found = batches(backbone, made)
+    assert sorted(row for rows in found for row in rows) == list(range(151))
+    assert max(map(len, found)) <= 64 and len(made[found[0][0]][0]) == 9
 
 
 def test_stock_generate_says_the_same(backbone: Backbone) -> None:

@@ -262,6 +262,7 @@ def test_an_id_row_end_to_end(tiny_dataset: Dataset, tmp_path: Path, kind: str) 
     results = done.results()
     assert results["seqrec"] == {kind: results["retrieval"]}
     assert results["validation"]["epoch"] >= 1
+    assert 0 < results["cost"]["epoch_seconds"] < results["cost"]["seconds"]["train"]
     ranks = pl.read_parquet(done.path / "users.parquet")
     own, again = (ranks.filter(pl.col("task") == task).drop("task") for task in ("retrieval", f"seqrec:{kind}"))
     assert own.equals(again)

@@ -14,6 +14,7 @@ import torch
 import transformers as hf
 from tiny_job import without_clock
 
+from vlm2rec.backbones import generate
 from vlm2rec.backbones.load import load_backbone
 from vlm2rec.backbones.small import TextEncoder
 from vlm2rec.config import BackboneConfig, Config, PromptConfig, parse_config
@@ -379,7 +380,7 @@ def unkilled(
 ) -> tuple[Run, list[str]]:
     """A run with a local teacher, in small parts, and what was done in it."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(answers, "_ROWS_AT_ONCE", 2)
+        patched.setattr(generate, "_ROWS_AT_ONCE", 2)
         counted = Counted(patched)
         raw = config(tiny_dataset, qwen2, {"text_encoder": str(bert), "teacher": "model"})
         return run(raw, tmp_path_factory.mktemp("unkilled") / "run", until="encode"), counted.events
@@ -392,7 +393,7 @@ def test_a_killed_run_goes_on_to_the_same_end_and_does_nothing_twice(
     wanted, events = unkilled
     first_loss, last = events.index("loss"), len(events) - 1
     assert first_loss >= 3 and events[last] == "greedy"
-    monkeypatch.setattr(answers, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(generate, "_ROWS_AT_ONCE", 2)
     killed = Counted(monkeypatch, {"teacher": 2, "training": first_loss + 2, "rationales": last}[where])
     spoilt = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):

@@ -215,6 +215,8 @@ class Job:
         done = self.run.manifest["done"]
         taken = {stage: info["seconds"] for stage, info in done.items() if "seconds" in info}
         cost: dict[str, Any] = {"seconds": {**taken, "evaluate": seconds}}
+        if "epoch_seconds" in done["train"]:
+            cost["epoch_seconds"] = done["train"]["epoch_seconds"]
         if "trainable" in self.run.manifest:
             cost["trainable"] = self.run.manifest["trainable"]
         return cost

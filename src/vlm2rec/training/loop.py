@@ -118,7 +118,8 @@ def fit(
             figures |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "memory_gib": memory_gib()}
             figures["samples_per_s"] = figures.pop("samples", float(settings.batch_size)) / seconds
             log.write("train", state.step, {"epoch": epoch + 1, **figures})
-            tell(state.step, f"loss {figures.get('loss', math.nan):.3f}")
+            each = state.seconds / state.step * steps_per_epoch
+            tell(state.step, f"loss {figures.get('loss', math.nan):.3f}, epoch {epoch + 1}, {each:.0f} s an epoch")
             due = time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS
             if due or state.step % settings.checkpoint_every == 0 or state.step % steps_per_epoch == 0:
                 checkpoints.save(state)

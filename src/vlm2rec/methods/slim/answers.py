@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm2rec.backbones.generate import greedy
+from vlm2rec.backbones.generate import batches, greedy
 from vlm2rec.backbones.load import Backbone
 from vlm2rec.encoder import Encoder, Prompt
 from vlm2rec.errors import InputError
 from vlm2rec.methods.slim.prompts import Question, Shelf
 from vlm2rec.progress import progress
 from vlm2rec.prompts import Picture
-
-_ROWS_AT_ONCE = 64
 
 Generate = Callable[[Collection[int]], Iterator[Mapping[int, str]]]
 """`generate(wanted)`: texts by number, part after part; a part may hold more than is wanted."""
@@ -54,11 +52,11 @@ class Writer:
 
     def __call__(self, questions: Sequence[Question], wanted: Collection[int]) -> Iterator[Mapping[int, str]]:
         """Answers by number, longest prompts first; what shares a batch does not depend on what is wanted."""
-        backbone, prompts = self.encoder.backbone, self.read(questions)
-        for part in parts([len(prompt.ids) for prompt in prompts]):
+        backbone = self.encoder.backbone
+        asked = [(prompt.ids, prompt.visuals) for prompt in self.read(questions)]
+        for part in batches(backbone, asked):
             if any(row in wanted for row in part):
-                asked = [(prompts[row].ids, prompts[row].visuals) for row in part]
-                answers = greedy(backbone, asked, self.max_new_tokens, stop_tokens(backbone))
+                answers = greedy(backbone, [asked[row] for row in part], self.max_new_tokens, stop_tokens(backbone))
                 yield {row: _plain(backbone, answer) for row, answer in zip(part, answers, strict=True)}
 
     def _picture_tokens(self) -> int:
@@ -77,18 +75,6 @@ class Writer:
                 f" {self.encoder.settings.path!r} reads {self.encoder.backbone.context}; lower data.max_history,"
                 " prompt.max_title_tokens or method.max_new_tokens"
             )
-
-
-def parts(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows of equal length together, at most 64, longest first: a function of the lengths alone."""
-    by_length: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(row)
-    return [
-        by_length[length][start : start + _ROWS_AT_ONCE]
-        for length in sorted(by_length, reverse=True)
-        for start in range(0, len(by_length[length]), _ROWS_AT_ONCE)
-    ]
 
 
 def stop_tokens(backbone: Backbone) -> set[int]:
