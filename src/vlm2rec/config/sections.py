@@ -113,7 +113,7 @@ class SeqRecConfig(Section):
     targets: Literal["windows", "last"] = "windows"  # every position of every window of S[:-2], or the last position
     table: Literal["frozen", "tuned"] = "frozen"  # whether the vectors that a table starts from are trained too
     norm: Literal["auto", "l2", "standardize", "none"] = "auto"  # of those vectors; auto: the better on validation
-    lr: tuple[float, ...] = (1e-3,)  # several: the best on validation is kept
+    lr: tuple[float, ...] | None = None  # several: the best on validation is kept; None: each model's own
     batch_size: int = Field(256, ge=1)
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(5.0, gt=0)  # gradient norm

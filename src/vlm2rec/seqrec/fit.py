@@ -16,7 +16,7 @@ from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.splits import Split, Which, sample_users
 from vlm2rec.metrics import count, summarise
 from vlm2rec.seqrec.items import Items, Norm, Phase
-from vlm2rec.seqrec.models import GRU4Rec, Kind, SASRec
+from vlm2rec.seqrec.models import LEARNING_RATES, GRU4Rec, Kind, SASRec
 from vlm2rec.seqrec.windows import Windows
 from vlm2rec.training.loop import fit
 
@@ -93,16 +93,17 @@ def fit_sequential(
     folder: Path,
     evaluation: EvaluationConfig,
 ) -> SequenceModel:
-    """Fit a model from `items()` for every learning rate given and return the one that validates best.
+    """Fit a model from `items()` for every learning rate of the settings and return the one that validates best.
 
     What is written under `folder` lets a killed fit continue. The weights of the epoch with the best N@20 on the
     `sampled` candidates of the validation targets are kept; S[-1] is never looked at.
     """
     best: SequenceModel | None = None
-    for lr in settings.lr:
+    rates = settings.lr or LEARNING_RATES[kind]
+    for lr in rates:
         torch.manual_seed(seed)
         model = SequenceModel(kind, items(), split, settings)
-        where = folder / f"lr-{lr:g}" if len(settings.lr) > 1 else folder
+        where = folder / f"lr-{lr:g}" if len(rates) > 1 else folder
         _fit_one(model, kind, split, settings, lr, seed, where, evaluation)
         if best is None or model.validation["N@20"] > best.validation["N@20"]:
             best = model
