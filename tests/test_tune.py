@@ -75,8 +75,8 @@ def test_run_again_it_goes_on_with_the_same_draws(tuned: tuple[Path, list[str]],
         (["training.rate=1,2"], [], "unknown key training.rate"),
         (["training.lr"], [], r"section\.key=value"),
         (["training.lr="], [], r"training\.lr"),
-        (SPACE, ["method.kind=vanilla"], "trains nothing"),
-        (SPACE, ["method.kind=poprec"], "trains nothing"),
+        (SPACE, ["method.kind=vanilla"], "nothing to tune by; take sft"),
+        (SPACE, ["method.kind=llmemb"], "nothing to tune by"),
     ],
 )
 def test_a_search_that_cannot_be_done_is_not_begun(
@@ -86,3 +86,10 @@ def test_a_search_that_cannot_be_done_is_not_begun(
         tune(file, space, overrides, 3, tmp_path / "out", lambda line: None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_sequential_models_are_tuned_alike(file: Path, tmp_path: Path) -> None:
+    small = ["method.kind=sasrec", "seqrec.dim=8", "seqrec.inner=8", "seqrec.epochs=2"]
+    best = load_config(tune(file, ["seqrec.dropout=0.1,0.5"], small, 2, tmp_path / "out", lambda line: None))
+    trials = json.loads((tmp_path / "out" / "trials.json").read_text())
+    assert best.seqrec.dropout == float(trials["trials"][trials["best"]]["seqrec.dropout"])

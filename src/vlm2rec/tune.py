@@ -11,6 +11,9 @@ from vlm2rec.errors import InputError
 from vlm2rec.job import run
 from vlm2rec.runs import write_json, write_text
 
+TUNABLE = ("sft", "vlm2rec", "sasrec", "gru4rec")
+"""Methods whose training reports N@20 on validation."""
+
 
 def tune(
     path: Path, space: Sequence[str], overrides: Sequence[str], trials: int, out: Path, say: Callable[[str], None]
@@ -21,12 +24,15 @@ def tune(
     more trials begins with the same ones. Trials go to `out`/trial-NNN, all figures to `out`/trials.json.
 
     Raises:
-        InputError: the configuration trains nothing, or `space` is not understood.
+        InputError: the method reports no N@20 on validation, or `space` is not understood.
     """
     choices = [_choices(entry) for entry in space]
     base = load_config(path, overrides)
-    if base.method.kind not in ("sft", "vlm2rec"):
-        raise InputError(f"{path}: method.kind={base.method.kind} trains nothing, so there is nothing to tune")
+    if base.method.kind not in TUNABLE:
+        raise InputError(
+            f"{path}: method.kind={base.method.kind} is not chosen by validation N@20, so there is nothing to tune by;"
+            f" take {', '.join(TUNABLE)}"
+        )
     for key, values in choices:
         for value in values:  # a wrong one is found now, not when it happens to be drawn
             load_config(path, [*overrides, f"{key}={value}"])
