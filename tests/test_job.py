@@ -221,7 +221,7 @@ def test_the_directory_holds_what_the_contract_lists(runs: dict[str, Path]) -> N
         assert not [path for path in runs[kind].rglob("*") if path.suffix in (".pkl", ".pt", ".bin", ".pickle")]
         assert not [path for path in runs[kind].rglob(".*")], "temporary files are left"
         manifest = json.loads((runs[kind] / "manifest.json").read_text())
-        assert list(manifest["done"]) == ["reference", "train", "encode", "evaluate", "report"]
+        assert list(manifest["done"]) == ["reference", "train", "encode", "evaluate", "seqrec", "report"]
         assert load_config(runs[kind] / "config.toml") == Run.open(runs[kind]).config
     trainable = json.loads((runs["sft"] / "manifest.json").read_text())["trainable"]
     assert {part: counts["trainable"] > 0 for part, counts in trainable.items()} == {

@@ -6,8 +6,8 @@ import numpy as np
 
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.splits import Split
-from vlm2rec.diagnostics.dropout import dropout
-from vlm2rec.diagnostics.geometry import geometry
+from vlm2rec.diagnostics.dropout import dropout as dropout_of  # `dropout` and `geometry` stay the modules
+from vlm2rec.diagnostics.geometry import geometry as geometry_of
 from vlm2rec.embeddings import EmbeddingTable
 
 
@@ -18,9 +18,9 @@ def diagnose(
     targets = np.array([split.target(int(user), "test") for user in users])
     candidates = draw_candidates(split, users, "test", "sampled", seed)
     return {
-        "dropout": dropout(histories.views, items.views["fused"], targets, candidates),
+        "dropout": dropout_of(histories.views, items.views["fused"], targets, candidates),
         "geometry": {
-            view: geometry(histories.views[view], items.views[view], targets, candidates, seed)
+            view: geometry_of(histories.views[view], items.views[view], targets, candidates, seed)
             for view in histories.views
         },
     }
