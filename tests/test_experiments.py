@@ -95,7 +95,13 @@ def test_what_is_wrong_is_one_line() -> None:
     )
     refused(r"rows\.bert\.evaluation: is the same for all rows", {"rows": {"bert": {"evaluation": {"users": 5}}}})
     refused(r"rows\.bert = 3: give sections", {"rows": {"bert": 3}})
-    refused("no row is left", {}, only=["pair"])
+    refused("no row is left to run .pair needs rows.pair.method.text", {}, only=["pair"])
+    refused("seeds 0, 0: one is there twice", {}, seeds=(0, 0))
+    refused(r"rows\.bert\.method\.kind: a row is its method", {"rows": {"bert": {"method": {"kind": "clip"}}}})
+    refused(r"rows\.bert\.seed: .*use --seeds", {"rows": {"bert": {"seed": 3}}})
+    refused(r"rows\.bert\.method = 'mean': give a setting", {"rows": {"bert": {"method": "mean"}}})
+    refused("without = 'clip': give a table", {"without": "clip"})
+    plan({**RAW, "rows": {"hybrid": {"training": {"lr": 1e-3}}}, "without": {"hybrid": "no time"}}, "table4")
     with pytest.raises(InputError, match="no experiment table9; there are table2, table4"):
         run_experiment("table9", None, Path("out"))
 
@@ -130,7 +136,7 @@ def test_a_table_of_known_figures(fakes: dict[str, list[Path]], tmp_path: Path) 
     assert f"{cell}*¹" in text.replace("¹*", "*¹") and f"**{cell}***" in page
     second = next(line for line in text.splitlines() if line.startswith("VLM SFT (Ext.)"))
     assert "²" in second and "¹" not in second
-    assert "CLIP (none here)" in page and "BERT" not in page and "An oracle" not in page
+    assert "clip (none here)" in page and "BERT" not in page and "An oracle" not in page
     assert "\\textbf" in (tmp_path / "table2.tex").read_text()
     rows = list(csv.DictReader((tmp_path / "table2.csv").open()))
     assert len(rows) == 4 * 4 * 4  # rows, candidate sets, metrics
@@ -187,9 +193,11 @@ def test_rows_that_cannot_run_do_not_stop_the_others(tiny: Path, tmp_path: Path)
     ]
     nowhere = ["--set", f"rows.bert.method.path={tmp_path / 'nowhere'}", "--set", "seqrec.backbones=['sasrec']"]
     done = CliRunner().invoke(app, [*asked, *nowhere])
-    assert isinstance(done.exception, InputError) and "bert: " in str(done.exception)
+    assert isinstance(done.exception, InputError) and "stands without 1 of its runs (bert, seed 0: " in str(
+        done.exception
+    )
     table = show_experiment("table2", tmp_path)
-    assert "SASRec + VLM2Rec" in table and "VLM SFT (Ext.)" in table and "Rows left out: BERT" in table
+    assert "SASRec + VLM2Rec" in table and "VLM SFT (Ext.)" in table and "Left out: bert, seed 0 (" in table
     assert not (tmp_path / "runs" / "bert-seed0").exists()
 
     # Again, without it: nothing is done twice, and table4 goes on from the same runs.
@@ -216,6 +224,33 @@ def test_rows_that_cannot_run_do_not_stop_the_others(tiny: Path, tmp_path: Path)
         for f in ("table4.csv", "table2.csv")
     )
     assert own == direct  # the id row is the same in both tables
+
+
+def test_a_row_that_diverges_does_not_stop_the_others_and_others_stay_in_the_table(tiny: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    overrides = [
+        "seqrec.backbones=['sasrec']",
+        "rows.vlm_sft_ext.training.lr=1e30",
+        "rows.vlm_sft_ext.training.clip=1e30",
+    ]
+    options = {"overrides": overrides, "seeds": (0,), "say": said.append}
+    with pytest.raises(InputError, match=r"without 1 of its runs \(vlm_sft_ext, seed 0: .*not finite"):
+        run_experiment("table2", tiny, tmp_path, only=["poprec", "vlm_sft_ext", "vlm2rec"], **options)
+    assert "VLM2Rec" in said[-1] and "VLM SFT" not in said[-1]
+    page = run_experiment("table2", tiny, tmp_path, only=["sasrec"], **options).read_text()
+    assert all(label in page for label in ("PopRec", "SASRec", "VLM2Rec"))  # what was made before is still there
+    for override in ("method.kind=sft", "seed=3"):
+        with pytest.raises(InputError, match="use "):
+            run_experiment("table2", tiny, tmp_path / "other", **{**options, "overrides": [override]})
+    assert not (tmp_path / "other").exists()
+
+
+def test_small_encoders_are_named(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
+    shop = fake_dataset(tmp_path / "data")
+    folder = fake_run(
+        tmp_path / "pair", shop, "pair", settings={"method": {"kind": "pair", "text": "a/x", "image": "y"}}
+    )
+    assert "x + y" in write_tables(TABLE2, Results({"pair": [folder]}, {}), tmp_path)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from vlm2rec.config import Config, parse_config
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
 from vlm2rec.errors import InputError
-from vlm2rec.job import run
+from vlm2rec.job import continue_run, run
 from vlm2rec.methods.hybrid import Mixture
 from vlm2rec.tasks import Table, metrics_of, rank_users
 
@@ -76,7 +76,8 @@ def test_the_test_score_is_that_of_its_parts(
 ) -> None:
     from vlm2rec import methods
 
-    done = run(hybrid(tiny_dataset, checkpoint, parts, 0), tmp_path / "run")
+    run(hybrid(tiny_dataset, checkpoint, parts, 0), tmp_path / "run", until="encode")
+    done = continue_run(tmp_path / "run", until="report")  # a new process would come this way
     split, users = Split(tiny_dataset, 10), np.arange(len(tiny_dataset.user_ids))
     scores = []
     for kind in ("sasrec", "sft"):

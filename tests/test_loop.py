@@ -319,7 +319,7 @@ def test_a_gradient_that_is_not_finite_ends_it(value: float, tmp_path: Path) -> 
         backward((module["a"][0] * (value if k == 3 else 1.0)).sum())
         return {"loss": 0.0}
 
-    with pytest.raises(FloatingPointError, match=r"step 4 .*training\.lr"):
+    with pytest.raises(FloatingPointError, match=r"step 4 is not finite; lower the learning rate"):
         fit(module, step, steps_per_epoch=2, settings=settings(), seed=0, folder=tmp_path)
     assert torch.isfinite(module["a"][0]).all()
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl", "train")] == [1, 2, 3]

@@ -322,3 +322,22 @@ def test_from_anybodys_vectors(tiny_dataset: Dataset, tmp_path: Path) -> None:
     refused("no readable embedding table", items=str(tmp_path / "nowhere"))
     EmbeddingTable(ids[1:3], {"fused": vectors[1:3]}).save(tmp_path / "few")
     refused(r"few: are embeddings of another catalogue than .*: 22 ids have no embedding", items=str(tmp_path / "few"))
+
+
+def test_numbers_that_cannot_be_are_one_line(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    for message, settings in (
+        ("seqrec.dim = 16 is not a multiple of seqrec.heads = 3", {"heads": 3}),
+        ("greater than 0", {"lr": [0.0]}),
+        (r"seqrec\.lr", {"lr": []}),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_config(config(tiny_dataset, "sasrec", **settings))
+    with pytest.raises(FloatingPointError, match=r"not finite; lower"):
+        run(parse_config(config(tiny_dataset, "sasrec", lr=[1e12])), tmp_path / "run")
+
+
+def test_nothing_to_choose_from_is_one_line(from_sequences: Make, tmp_path: Path) -> None:
+    everything = from_sequences([[0, 1, 2]] * 3, 3)
+    with pytest.raises(InputError, match="every user has every item"):
+        run(parse_config(config(everything, "poprec")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

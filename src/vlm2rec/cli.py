@@ -189,7 +189,7 @@ def train(
     """The first stages of `run` alone: figures at step 0, then fine-tuning."""
     from vlm2rec.job import run as run_job
 
-    print(run_job(*_asked(config, set_, out), until="train").path / "model")
+    print(_made(run_job(*_asked(config, set_, out), until="train").path, "model"))
 
 
 @app.command()
@@ -197,7 +197,7 @@ def encode(run_folder: RunFolder) -> None:
     """Items and test histories of a trained run to embeddings."""
     from vlm2rec.job import continue_run
 
-    print(continue_run(run_folder, until="encode").path / "items")
+    print(_made(continue_run(run_folder, until="encode").path, "items"))
 
 
 @app.command()
@@ -267,7 +267,7 @@ def run_experiment(
     name: Annotated[str, typer.Argument(help="A table; `vlm2rec experiment list` names them.")],
     config: Annotated[
         Path | None,
-        typer.Argument(help="A run's TOML file, with [rows.NAME.section] for single rows; by default a built-in shop."),
+        typer.Argument(help="A run's TOML file, with rows.NAME.section for single rows; by default a shop."),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value for all rows, rows.NAME.section.key for some.")
@@ -308,7 +308,7 @@ def show_experiment(
     name: Annotated[str, typer.Argument(help="A table.")],
     out: Annotated[Path, typer.Option(help="The folder that `experiment run` wrote.")] = Path("experiments/shop"),
 ) -> None:
-    """The table from the runs that are done by now; its files are written anew."""
+    """The table as far as `experiment run` came; its files are written anew."""
     from vlm2rec.experiments.runner import show_experiment as show_table
 
     print(show_table(name, out))
@@ -357,6 +357,11 @@ def _asked(config: Path, overrides: list[str] | None, out: Path | None) -> tuple
 
     asked = load_config(config, overrides or [])
     return asked, out or Path("runs") / f"{config.stem}-{asked.method.kind}-seed{asked.seed}"
+
+
+def _made(run_folder: Path, name: str) -> Path:
+    """A part of a run directory, or the directory where the method makes no such part."""
+    return run_folder / name if (run_folder / name).exists() else run_folder
 
 
 def _listed(text: str) -> list[str]:

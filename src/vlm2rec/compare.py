@@ -24,6 +24,7 @@ COUNTING = ("random", "poprec", "itemknn")
 # Reading order of a table: sanity rows, item ids, frozen encoders, then what learns more and more.
 _FIRST = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "vanilla")
 _LAST = ("sft", "vlm2rec", "hybrid")
+_READ_NO_PROMPT = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "hybrid")
 _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are still seeds of one method
     {"seed", "preset", "training.micro_batch", "training.gradient_checkpointing", "training.checkpoint_every"}
     | {"evaluation.batch_tokens", "backbone.cache_vision"}
@@ -217,7 +218,7 @@ def _label(key: Mapping[str, str], distinct: Sequence[Mapping[str, str]]) -> str
 
 def _differences(methods: Sequence[Method]) -> dict[str, dict[str, str]]:
     """Settings in which methods that read the configuration differ, if their labels do not say so already."""
-    keys = {method.label: _relevant(method.runs[0]) for method in methods if method.kind not in COUNTING}
+    keys = {method.label: _relevant(method.runs[0]) for method in methods if method.kind not in _READ_NO_PROMPT}
     names = dict.fromkeys(name for key in keys.values() for name in key if not name.startswith("method."))
     return {
         name: {label: key.get(name, "None") for label, key in keys.items()}

@@ -67,7 +67,7 @@ def in_shards(
                     }
                 if not all(np.isfinite(view).all() for view in views.values()):
                     raise FloatingPointError(
-                        "the encoder gave vectors that are not finite; lower training.lr or use float32"
+                        "the encoder gave vectors that are not finite; lower the learning rate or use float32"
                     )
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.savez(file, **views)

@@ -99,6 +99,8 @@ class Job:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("several processes cannot share one run yet; start vlm2rec by itself, on one GPU")
         self.split = Split(self.dataset, self.config.data.max_history)
+        if all(len(self.split.seen(user)) == self.split.n_items for user in range(self.split.n_users)):
+            raise InputError(f"{self.config.data.path}: every user has every item, so there is nothing to choose from")
         self.method = build(self.config, self.split)
         if not self._is_done("encode"):  # tried before a directory is made
             self.method.check(trained=self._is_done("train"))
@@ -231,8 +233,11 @@ def _axes(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
         text = override.partition("=")[2]
         if "," in text and isinstance(value, str) and value == text.strip():  # not a list, nor a string in quotes
             axes[".".join(path)] = [part.strip() for part in text.split(",") if part.strip()]
-            if not axes[".".join(path)]:
+            listed = axes[".".join(path)]
+            if not listed:
                 raise InputError(f"--set {override}: lists no value; write it as section.key=a,b,c")
+            if len(set(listed)) < len(listed):
+                raise InputError(f"--set {override}: lists a value twice; leave one of the two out")
         else:
             fixed.append(override)
     return fixed, axes

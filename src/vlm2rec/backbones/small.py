@@ -145,7 +145,7 @@ def _loaded(kind: Any, path: str, what: str, **options: Any) -> Any:
         reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"{path}: no {what} could be loaded from it ({reason}); give the folder of a Hugging Face checkpoint or a"
-            " hub name, or make one with `vlm2rec backbone minilm` or `efficientnet`"
+            " hub name" + ("" if what == "CLIP" else ", or make one with `vlm2rec backbone minilm` or `efficientnet`")
         ) from None
 
 

@@ -1,9 +1,9 @@
 """The tables of a configuration that every method reads."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -113,9 +113,16 @@ class SeqRecConfig(Section):
     targets: Literal["windows", "last"] = "windows"  # every position of every window of S[:-2], or the last position
     table: Literal["frozen", "tuned"] = "frozen"  # whether the vectors that a table starts from are trained too
     norm: Literal["auto", "l2", "standardize", "none"] = "auto"  # of those vectors; auto: the better on validation
-    lr: tuple[float, ...] | None = None  # several: the best on validation is kept; None: each model's own
+    # Several: the best on validation is kept. None: each model's own.
+    lr: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
     batch_size: int = Field(256, ge=1)
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(5.0, gt=0)  # gradient norm
     epochs: int = Field(200, ge=1)
     patience: int = Field(10, ge=1)  # epochs without a better validation N@20
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "SeqRecConfig":
+        if self.dim % self.heads:
+            raise ValueError(f"seqrec.dim = {self.dim} is not a multiple of seqrec.heads = {self.heads}")
+        return self

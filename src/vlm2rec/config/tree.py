@@ -34,7 +34,7 @@ class Config(Section):
     """One run: one method, one seed."""
 
     preset: Literal["paper", "small"] = "paper"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: DataConfig
     method: Method = VLM2Rec()
     backbone: BackboneConfig = BackboneConfig()

@@ -64,7 +64,7 @@ IDS = (
 SMALL = (
     _row("bert", "BERT", "Small encoders", "bert", fixed=True),
     _row("clip", "CLIP", "Small encoders", "clip", fixed=True),
-    _row("pair", "MiniLM + EfficientNet", "Small encoders", "pair", fixed=True, given=("method.text", "method.image")),
+    _row("pair", "Text + picture encoder", "Small encoders", "pair", fixed=True, given=("method.text", "method.image")),
 )
 FOUNDATION = (
     _row("llm_vanilla", "LLM vanilla", "Foundation models", "vanilla", fixed=True, prompt=_TEXT),

@@ -14,7 +14,7 @@ from typing import Any
 
 from vlm2rec.config import Config, parse_config
 from vlm2rec.errors import InputError
-from vlm2rec.experiments.paper import Experiment, Row
+from vlm2rec.experiments.paper import EXPERIMENTS, Experiment, Row
 
 NOT_ASKED = "not asked for"
 
@@ -61,14 +61,16 @@ def make_plan(
     Raises:
         InputError: a row is not known, a setting is wrong, or no row is left.
     """
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {', '.join(map(str, seeds))}: one is there twice, and would count twice")
+    own, reasons = _table(raw, "rows"), {**_table(raw, "without"), **dict.fromkeys(without, NOT_ASKED)}
+    known = list(dict.fromkeys(row.name for table in EXPERIMENTS.values() for row in table.rows))
+    for pattern in own:  # one file serves all tables, so rows of others are no mistake
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise InputError(f"rows.{pattern}: there is no such row; {_near(pattern, known)}")
     names = [row.name for row in experiment.rows]
-    own = dict(raw.get("rows", {}))
-    reasons = {**raw.get("without", {}), **dict.fromkeys(without, NOT_ASKED)}
-    for pattern in own:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"rows.{pattern}: {experiment.name} has no such row; {_near(pattern, names)}")
-    for name in (*only, *reasons):
-        if name not in names:
+    for name in (*only, *without, *reasons):
+        if name not in (known if name in reasons and name not in without else names):
             raise InputError(f"{experiment.name} has no row {name}; {_near(name, names)}")
     left_out: dict[str, str] = {}
     cells: list[Cell] = []
@@ -86,8 +88,17 @@ def make_plan(
             )
             cells.append(Cell(row, seed, folder, config))
     if not cells:
-        raise InputError(f"{experiment.name}: no row is left to run; give other rows with --only or --without")
+        reasons = {name: reason for name, reason in left_out.items() if reason != NOT_ASKED}
+        why = "; ".join(f"{name} {reason}" for name, reason in reasons.items()) or "all are left out"
+        raise InputError(f"{experiment.name}: no row is left to run ({why})")
     return Plan(tuple(cells), left_out)
+
+
+def _table(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = raw.get(name, {})
+    if not isinstance(found, Mapping):
+        raise InputError(f"{name} = {found!r}: give a table, as in {name}.NAME…=…")
+    return dict(found)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +122,15 @@ def _settings(row: Row, raw: Mapping[str, Any], own: Mapping[str, Any]) -> dict[
             raise InputError(f"rows.{pattern} = {given!r}: give sections, as in rows.{pattern}.training.lr=1e-4")
         wrong = next((key for key in _COMMON if key in given), None)
         if wrong:
-            raise InputError(f"rows.{pattern}.{wrong}: is the same for all rows of a table; set {wrong} itself")
+            how = "use --seeds" if wrong == "seed" else f"set {wrong} itself"
+            raise InputError(f"rows.{pattern}.{wrong}: is the same for all rows of a table; {how}")
+        for section, values in given.items():
+            if not isinstance(values, Mapping):
+                raise InputError(
+                    f"rows.{pattern}.{section} = {values!r}: give a setting, as in rows.{pattern}.{section}.…=…"
+                )
+        if "kind" in given.get("method", {}):
+            raise InputError(f"rows.{pattern}.method.kind: a row is its method; take the row of the other one")
         settings = merged(settings, given)
     return settings
 

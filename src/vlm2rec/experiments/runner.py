@@ -11,7 +11,7 @@ from vlm2rec.experiments.paper import EXPERIMENTS, Experiment
 from vlm2rec.experiments.plan import Plan, make_plan, merged
 from vlm2rec.experiments.tables import Results, write_tables
 from vlm2rec.job import run
-from vlm2rec.runs import read_json, write_json
+from vlm2rec.runs import Run, read_json, write_json
 
 SEEDS = (0, 1, 2, 3, 4)
 """The paper's five."""
@@ -45,6 +45,11 @@ def run_experiment(
     """
     experiment = find_experiment(name)
     raw = _shop(out, quick, say) if config is None else read_toml(config)
+    for override in overrides:
+        section = override.partition("=")[0].split(".")[0].strip()
+        if section in ("method", "seed"):
+            how = "--seeds" if section == "seed" else "--set rows.NAME.method.…, since each row is a method of its own"
+            raise InputError(f"--set {override}: use {how}")
     if quick:
         raw = merged(raw, _packaged("quick.toml"))
     override_all(raw, overrides)
@@ -56,6 +61,8 @@ def show_experiment(name: str, out: Path) -> str:
     """The table as text, from the runs that stand in `out` by now. Raises InputError where none does."""
     experiment = find_experiment(name)
     noted = read_json(out / f"{name}.json", "experiment")
+    if not {"rows", "left_out"} <= noted.keys():
+        raise InputError(f"{out / f'{name}.json'}: not what `vlm2rec experiment run` wrote; run it again")
     rows = {row: [out / folder for folder in folders] for row, folders in noted["rows"].items()}
     return write_tables(experiment, Results(rows, noted["left_out"]), out)
 
@@ -68,24 +75,20 @@ def find_experiment(name: str) -> Experiment:
 
 
 def _run(experiment: Experiment, plan: Plan, out: Path, say: Callable[[str], None]) -> Path:
-    done: dict[str, list[Path]] = {}
+    done = _earlier(experiment, plan, out)
     failed: dict[str, str] = {}
+    until = "report" if experiment.task2 else "evaluate"
     for number, cell in enumerate(plan.cells, start=1):
-        row = cell.row.name
+        row, name = cell.row.name, f"{cell.row.name}, seed {cell.seed}"
         say(f"[{number}/{len(plan.cells)}] {cell.row.label}, seed {cell.seed}")
-        blocked = next((other for other in cell.row.needs if other in failed), None)
         try:
-            if blocked is not None:
-                raise InputError(f"needs the row {blocked}")
-            run(
-                cell.config,
-                cell.folder,
-                shared=out / "runs" / ".shared",
-                until="report" if experiment.task2 else "evaluate",
-            )
-        except InputError as error:
-            failed[row] = " ".join(str(error).split())
-            say(f"  {failed[row]}")
+            for other in cell.row.needs:
+                if f"{other}, seed {cell.seed}" in failed:
+                    raise InputError(f"needs {other}, seed {cell.seed}")
+            run(cell.config, cell.folder, shared=out / "runs" / ".shared", until=until)
+        except (InputError, FloatingPointError) as error:  # one that diverges must not stop the others either
+            failed[name] = " ".join(str(error).split())
+            say(f"  {failed[name]}")
             continue
         done.setdefault(row, []).append(cell.folder)
         if number == len(plan.cells) or plan.cells[number].row.name != row:
@@ -95,16 +98,32 @@ def _run(experiment: Experiment, plan: Plan, out: Path, say: Callable[[str], Non
     say("\n" + _record(experiment, done, {**plan.left_out, **failed}, out))
     path = out / f"{experiment.name}.md"
     if failed:
-        reasons = "; ".join(f"{row}: {reason}" for row, reason in failed.items())
-        raise InputError(f"{path} stands without {len(failed)} of its rows, which could not be run ({reasons})")
+        reasons = "; ".join(f"{run}: {reason}" for run, reason in failed.items())
+        raise InputError(f"{path} stands without {len(failed)} of its runs ({reasons})")
     return path
+
+
+def _earlier(experiment: Experiment, plan: Plan, out: Path) -> dict[str, list[Path]]:
+    """Rows that are in the table already and were not asked for this time, if they were judged as these will be."""
+    path = out / f"{experiment.name}.json"
+    noted = read_json(path, "experiment").get("rows", {}) if path.exists() else {}
+    asked, first = {cell.row.name for cell in plan.cells}, plan.cells[0].config
+    kept = {}
+    for row, folders in noted.items():
+        runs = [out / folder for folder in folders]
+        if row not in asked and all((run / "results.json").exists() for run in runs):
+            configs = [Run.open(run).config for run in runs]
+            if all((config.data, config.evaluation) == (first.data, first.evaluation) for config in configs):
+                kept[row] = runs
+    return kept
 
 
 def _record(experiment: Experiment, done: Mapping[str, list[Path]], left_out: Mapping[str, str], out: Path) -> str:
     """Write down what is done so far, and the tables of it."""
     rows = {row: [str(folder.relative_to(out)) for folder in folders] for row, folders in done.items()}
-    write_json(out / f"{experiment.name}.json", {"rows": rows, "left_out": dict(left_out)})
-    return write_tables(experiment, Results(done, left_out), out)
+    missing = {name: reason for name, reason in left_out.items() if name not in done}
+    write_json(out / f"{experiment.name}.json", {"rows": rows, "left_out": missing})
+    return write_tables(experiment, Results(done, missing), out)
 
 
 def _shop(out: Path, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm2rec.compare import method_of, pairwise_tests
 from vlm2rec.comparison import SETS, Method, PairedTest, seeds_grid, tests_grid, value
+from vlm2rec.config import Bert, Pair
 from vlm2rec.experiments.paper import REFERENCE, Experiment, Row
 from vlm2rec.experiments.plan import NOT_ASKED
 from vlm2rec.grid import Grid, Style, best_two
@@ -39,7 +40,7 @@ class _Line:
 def write_tables(experiment: Experiment, results: Results, out: Path) -> str:
     """Write NAME.md, NAME.tex, NAME.csv and NAME-tests.csv to `out`; return the table as text for a terminal."""
     lines = [
-        _Line(row, method_of(row.label, [Run.open(folder) for folder in results.rows[row.name]]))
+        _line(row, [Run.open(folder) for folder in results.rows[row.name]])
         for row in experiment.rows
         if results.rows.get(row.name)
     ]
@@ -60,12 +61,22 @@ def write_tables(experiment: Experiment, results: Results, out: Path) -> str:
     return rendered("text", main)
 
 
+def _line(row: Row, runs: Sequence[Run]) -> _Line:
+    """A row under its label; small encoders are named, since any can be given."""
+    method, label = runs[0].config.method, row.label
+    if isinstance(method, Bert) and method.path != Bert().path:
+        label = f"{label} ({Path(method.path).name})"
+    elif isinstance(method, Pair):
+        label = f"{Path(method.text).name} + {Path(method.image).name}"
+    return _Line(row, method_of(label, runs))
+
+
 def _main(experiment: Experiment, lines: Sequence[_Line], tests: Sequence[PairedTest]) -> Grid:
     """All metrics on the paper's candidates."""
     columns = [(head, metric) for head in experiment.columns for metric in METRICS]
     header = ("method", "seeds", *(f"{head} {metric}".strip() for head, metric in columns))
     grid = _grid(
-        f"{experiment.title}: 100 uniform candidates",
+        f"{experiment.title}: uniform candidates",
         header,
         experiment,
         lines,
@@ -102,7 +113,7 @@ def _grid(
         for line in lines
     ]
     rows = [
-        (line.row.label, str(len(line.method.seeds)), *(value(line.method, name) for name in own))
+        (line.method.label, str(len(line.method.seeds)), *(value(line.method, name) for name in own))
         for line, own in zip(lines, names, strict=True)
     ]
     marked = [
@@ -150,19 +161,22 @@ def _notes(experiment: Experiment, lines: Sequence[_Line], results: Results) -> 
     data = first.results()["data"]
     yield (
         f"Data: {first.manifest['data']['name']}, {data['users']:,} users ({data['evaluated_users']:,} evaluated),"
-        f" {data['items']:,} items. Mean ± sd over seeds. * VLM2Rec ahead of every row in {_MAIN}, paired t-tests over"
-        " users averaged over seeds, p < .05 after Holm's correction."
+        f" {data['items']:,} items. Mean ± sd over seeds."
     )
+    if any(line.row.name == REFERENCE for line in lines):
+        yield (
+            f"* VLM2Rec ahead of every row in {_MAIN}: paired t-tests over users averaged over seeds, p < .05 after"
+            " Holm's correction."
+        )
     if experiment.direct:
         named = ", ".join(line.row.label for line in lines if line.row.name in experiment.direct)
         yield f"{named}: ranked directly, the same in every column."
     oracle = next((found for line in lines if (found := line.method.mean(f"oracle.sampled.{_MAIN}")) is not None), None)
     if oracle is not None:
         yield f"An oracle that knows the shoppers' tastes reaches {_MAIN} {oracle:.4f} on the 100 uniform candidates."
-    labels = {row.name: row.label for row in experiment.rows}
-    missing = [f"{labels[row]} ({reason})" for row, reason in results.left_out.items() if reason != NOT_ASKED]
+    missing = [f"{name} ({reason})" for name, reason in results.left_out.items() if reason != NOT_ASKED]
     if missing:
-        yield f"Rows left out: {'; '.join(missing)}."
+        yield f"Left out: {'; '.join(missing)}."
 
 
 def _figures(experiment: Experiment, lines: Sequence[_Line]) -> Iterator[Sequence[object]]:
@@ -175,7 +189,7 @@ def _figures(experiment: Experiment, lines: Sequence[_Line]) -> Iterator[Sequenc
                     name = f"{line.figures(experiment, head)}.{candidates}.{metric}"
                     values = line.method.values.get(name)
                     if values is not None:
-                        where = (line.row.name, line.row.label, line.row.group, head, candidates, metric)
+                        where = (line.row.name, line.method.label, line.row.group, head, candidates, metric)
                         spread = (line.method.mean(name), line.method.sd(name), " ".join(map(repr, values)))
                         yield (*where, " ".join(map(str, line.method.seeds)), *spread)
 

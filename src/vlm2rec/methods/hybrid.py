@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,7 @@ class Hybrid(Recommender):
 
     def check(self, trained: bool) -> None:
         """Both runs stand, are of the right kinds and were made from and judged on the same data."""
-        assert isinstance(self.config.method, Settings)
-        folders = {"sequential": self.config.method.sequential, "embedder": self.config.method.embedder}
-        self._parts: dict[str, tuple[Run, Recommender]] = {}
-        for name, folder in folders.items():
-            run = Run.open(folder)
-            self._parts[name] = (run, self._fitting(name, run))
+        _ = self._parts
 
     def train(self, run: Run) -> Mapping[str, Any]:
         """The weight with the best N@20 on validation, and what kinds it joins."""
@@ -64,6 +60,14 @@ class Hybrid(Recommender):
     def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
         """The mixture at the chosen weight."""
         return Mixture(*self._scorers(users, which), run.manifest["done"]["train"]["validation"]["weight"])
+
+    @cached_property
+    def _parts(self) -> dict[str, tuple[Run, Recommender]]:
+        """Both runs and their methods. Raises InputError as `check` does."""
+        assert isinstance(self.config.method, Settings)
+        folders = {"sequential": self.config.method.sequential, "embedder": self.config.method.embedder}
+        runs = {name: Run.open(folder) for name, folder in folders.items()}
+        return {name: (run, self._fitting(name, run)) for name, run in runs.items()}
 
     def _scorers(self, users: np.ndarray, which: Which) -> tuple[Scorer, Scorer]:
         (first_run, first), (second_run, second) = self._parts["sequential"], self._parts["embedder"]

@@ -38,6 +38,8 @@ class Sequential(Recommender):
         assert isinstance(method, SASRec | GRU4Rec)
         if method.items is None:
             return None
+        if not (method.items / "ids.json").exists() and (method.items / "items" / "ids.json").exists():
+            raise InputError(f"{method.items}: is a run; give the table of its items, {method.items / 'items'}")
         table, path = EmbeddingTable.load(method.items), self.split.dataset.path
         if method.view not in table.views:
             raise InputError(

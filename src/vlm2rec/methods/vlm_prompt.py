@@ -1,6 +1,7 @@
 """VLM_Prompt (arXiv 2508.04571): a frozen model fills slots about an item, and its state is the item's vector."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm2rec.backbones.generate import greedy
+from vlm2rec.backbones.load import load_backbone
 from vlm2rec.config import VLMPrompt as Settings
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
@@ -63,16 +65,23 @@ class VLMPrompt(ItemEmbedder):
         """A model with eyes, pictures in the data, and prompts that fit the context."""
         need_pictures(self.split, "method.kind = 'vlm_prompt' needs; prepare it with pictures")
         prompt = self.config.prompt.model_copy(update={"modalities": "both"})
-        self.encoder = Encoder.build(
-            self.config.backbone, prompt, self.config.evaluation.batch_tokens, head=self.settings.pooling == "generated"
-        )
-        longest = max(range(self.split.n_items), key=lambda item: len(self.split.dataset.titles[item]))
-        used = len(self._prompts([longest])[0].ids)
+        backbone = load_backbone(self.config.backbone, head=self.settings.pooling == "generated")
+        if backbone.vision is None:
+            raise InputError(
+                f"backbone.path = {self.config.backbone.path!r} reads no pictures, which method.kind = 'vlm_prompt'"
+                " needs; take a vision-language model"
+            )
+        self.encoder = Encoder(backbone, self.config.backbone, prompt, self.config.evaluation.batch_tokens)
+        titles, pictures = self.split.dataset.titles, self.split.dataset.pictures.digests
+        kinds = [[item for item in range(len(titles)) if bool(pictures[item]) is seen] for seen in (True, False)]
+        longest = [max(kind, key=lambda item: len(titles[item])) for kind in kinds if kind]
+        used = max(len(prompt.ids) for prompt in self._prompts(longest))
         used += self.settings.max_new_tokens if self.settings.pooling == "generated" else 0
         if used > self.encoder.backbone.context:
             raise InputError(
                 f"the slot prompt takes {used} tokens with its answer, the backbone reads"
-                f" {self.encoder.backbone.context}; lower prompt.max_title_tokens or backbone.image_size"
+                f" {self.encoder.backbone.context}; lower method.max_new_tokens, prompt.max_title_tokens or"
+                " backbone.image_size"
             )
 
     @property
@@ -135,6 +144,6 @@ def domain_of(settings: Settings, name: str) -> str:
     """The domain of the slots: as set, else what the data set's name tells, else `general`."""
     if settings.domain != "auto":
         return settings.domain
-    lower = name.lower()
+    words = re.findall("[a-z]+", name.lower())
     known = {**{domain: domain for domain in SLOTS}, **_NAMES}
-    return next((domain for word, domain in known.items() if word in lower), "general")
+    return next((domain for start, domain in known.items() for word in words if word.startswith(start)), "general")

@@ -56,7 +56,10 @@ class SequenceModel(nn.Module):
         queries = [
             self._last(table, users[k : k + _USERS_AT_ONCE], which) for k in range(0, len(users), _USERS_AT_ONCE)
         ]
-        return SequenceScorer(torch.cat(queries).cpu().numpy(), table.cpu().numpy())
+        states = torch.cat(queries)
+        if not (torch.isfinite(states).all() and torch.isfinite(table).all()):
+            raise FloatingPointError("the sequential model's states are not finite; lower seqrec.lr")
+        return SequenceScorer(states.cpu().numpy(), table.cpu().numpy())
 
     def _last(self, table: Tensor, users: np.ndarray, which: Which) -> Tensor:
         histories, lengths = padded([self.split.history(int(user), which) for user in users], self.split.max_history)

@@ -88,6 +88,10 @@ def fit(
                     tell(state.step, "validating")
                     module.eval()
                     figures = dict(validate(epoch))
+                    if not math.isfinite(figures["score"]):
+                        raise FloatingPointError(
+                            f"{title}: validation gives {figures['score']}; lower the learning rate"
+                        )
                     log.write("validation", state.step, {"epoch": epoch, **figures})
                     better = not state.best or figures["score"] > state.best["score"]
                 else:
@@ -108,7 +112,8 @@ def fit(
             norm = accelerator.clip_grad_norm_(list(trained.values()), settings.clip)
             if not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"the gradient of step {state.step + 1} is not finite; lower training.lr or use float32"
+                    f"{title}: the gradient of step {state.step + 1} is not finite; lower the learning rate, or use"
+                    " float32"
                 )
             optimizer.step()
             optimizer.zero_grad()

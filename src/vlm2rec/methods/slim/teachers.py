@@ -109,6 +109,7 @@ class FileTeacher:
             raise InputError(
                 f"{self._path}: {len(missing):,} of {len(texts):,} prompts have no answer in it; they are in"
                 f' {self._missing}: fill in each "answer" there, or set method.teacher=template'
+                f" (keys hold method.teacher_model, here {self.name!r})"
             )
         for key in texts:
             if steps(self._answers[key]) is None:
