@@ -204,3 +204,17 @@ def test_numbers_and_thinning():
 def test_thumbnail_is_small():
     assert thumbnail(None) is None
     assert len(thumbnail(np.random.default_rng(0).integers(0, 255, (500, 300, 3), dtype=np.uint8))) < 8000
+
+
+def test_task_2_where_there_is_some(shop, runs, tmp_path):
+    assert "What the vectors start" not in read(write_report(runs[:1], tmp_path / "without.html"))[2]
+    run = fake_run(tmp_path / "run", shop, "sft", 7)
+    results = json.loads((run / "results.json").read_text())
+    results["seqrec"] = {
+        "sasrec": {name: dict.fromkeys(("H@10", "N@10", "H@20", "N@20"), 0.321) for name in results["retrieval"]}
+    }
+    (run / "results.json").write_text(json.dumps(results))
+    words = read(write_report([run, runs[0]], tmp_path / "with.html"))[2]
+    assert (
+        "What the vectors start" in words and "SASRec sampled matched full full_unseen SFT .321 .321 .321 .321" in words
+    )

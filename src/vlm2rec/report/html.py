@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2rec.compare import COUNTING, compare
-from vlm2rec.comparison import SETS, VIEWS, Comparison, Method, measure_text, p_text
+from vlm2rec.comparison import SEQUENTIAL, SETS, VIEWS, Comparison, Method, measure_text, p_text
 from vlm2rec.config import config_toml
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.errors import InputError
@@ -83,6 +83,7 @@ def _page(comparison: Comparison, title: str | None) -> dict[str, Any]:
             (name, _table(comparison.methods, [(m, f"retrieval.{name}.{m}") for m in METRICS])) for name in SETS
         ],
         "metric_names": METRICS,
+        "sequential": _sequential(comparison.methods),
         "dropout": figures.bars(
             "N@20 by what the query keeps, sampled candidates", _dropout(comparison.methods, "sampled"), chance
         ),
@@ -140,6 +141,17 @@ def _table(methods: Sequence[Method], columns: Sequence[tuple[str, str]]) -> lis
         }
         for method in methods
     ]
+
+
+def _sequential(methods: Sequence[Method]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Task 2: a table for each sequential model that any of the methods started."""
+    tables = []
+    for kind in SEQUENTIAL:
+        names = [(candidates, f"seqrec.{kind}.{candidates}.N@20") for candidates in SETS]
+        having = [method for method in methods if names[0][1] in method.values]
+        if having:
+            tables.append((display(kind), _table(having, names)))
+    return tables
 
 
 def _cell(method: Method, name: str, digits: int = 3) -> dict[str, str]:
