@@ -44,12 +44,12 @@ def run_experiment(
         InputError: a setting is wrong (before anything runs), or rows could not be run (after all others have).
     """
     experiment = find_experiment(name)
-    raw = _shop(out, quick, say) if config is None else read_toml(config)
     for override in overrides:
         section = override.partition("=")[0].split(".")[0].strip()
         if section in ("method", "seed"):
             how = "--seeds" if section == "seed" else "--set rows.NAME.method.…, since each row is a method of its own"
             raise InputError(f"--set {override}: use {how}")
+    raw = _shop(out, quick, say) if config is None else read_toml(config)
     if quick:
         raw = merged(raw, _packaged("quick.toml"))
     override_all(raw, overrides)
