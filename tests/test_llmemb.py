@@ -422,7 +422,7 @@ def test_titles_alone_on_a_vision_language_model(tiny_dataset: Dataset, tmp_path
 def test_what_does_not_fit_is_one_line(
     shop: Dataset, qwen2: Path, from_sequences: Callable[..., Dataset], tmp_path: Path
 ) -> None:
-    short = from_sequences([[0, 1, 2], [2, 1, 0]], 3, "short")
+    short = from_sequences([[0, 1, 2], [3, 1, 0]], 4, "short")
     mute = prepare(
         Handed(RawData("mute", shelf().items.select("item_id").with_columns(title=pl.lit("x")), shelf().interactions)),
         tmp_path / "mute",
@@ -444,5 +444,5 @@ def test_what_does_not_fit_is_one_line(
     done = run(
         parse_config(config(short, qwen2, steps=1)), tmp_path / "run", until="encode"
     )  # SCFT alone needs no events
-    assert len(EmbeddingTable.load(done.path / "items")) == 3
-    assert EmbeddingTable.load(done.path / "stages" / "pca")["fused"].shape == (3, 2)
+    assert len(EmbeddingTable.load(done.path / "items")) == 4
+    assert EmbeddingTable.load(done.path / "stages" / "pca")["fused"].shape == (4, 3)

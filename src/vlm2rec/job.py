@@ -99,11 +99,11 @@ class Job:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("several processes cannot share one run yet; start vlm2rec by itself, on one GPU")
         self.split = Split(self.dataset, self.config.data.max_history)
-        if all(len(self.split.seen(user)) == self.split.n_items for user in range(self.split.n_users)):
-            raise InputError(f"{self.config.data.path}: every user has every item, so there is nothing to choose from")
         self.method = build(self.config, self.split)
         if not self._is_done("encode"):  # tried before a directory is made
             self.method.check(trained=self._is_done("train"))
+        if all(len(self.split.seen(user)) == self.split.n_items for user in range(self.split.n_users)):
+            raise InputError(f"{self.config.data.path}: every user has every item, so there is nothing to choose from")
         self.run = Run.create(self.out, self.config)
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
         if self.run.manifest.setdefault("data", data)["fingerprint"] != data["fingerprint"]:
