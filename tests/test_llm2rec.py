@@ -21,8 +21,8 @@ from tiny_job import make_config
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from vlm2rec.backbones.load import load_backbone
-from vlm2rec.backbones.titles import IGNORED, TitleEncoder, TitleReader, mean_states
+from vlm2rec.backbones.load import load_backbone, mean_over
+from vlm2rec.backbones.titles import IGNORED, TitleEncoder, TitleReader
 from vlm2rec.config import BackboneConfig, Config
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.prepare import prepare
@@ -274,8 +274,8 @@ def test_a_vector_is_the_mean_over_the_titles_tokens(
 def test_padding_does_not_count_into_a_mean() -> None:
     states = torch.tensor([[[1.0], [3.0], [100.0]], [[1.0], [3.0], [5.0]]])
     real = torch.tensor([[True, True, False], [True, True, True]])
-    assert mean_states(states, real).tolist() == [[2.0], [3.0]]
-    assert mean_states(states.bfloat16(), real).dtype == torch.float32
+    assert mean_over(states, real).tolist() == [[2.0], [3.0]]
+    assert mean_over(states.bfloat16(), real).dtype == torch.float32
 
 
 # A whole run

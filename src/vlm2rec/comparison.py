@@ -110,12 +110,11 @@ class Comparison:
             for method in self.methods
             for name, values in method.values.items()
         )
-        return _csv(("method", "figure", "seeds", "mean", "sd", "values"), rows)
+        return csv_text(("method", "figure", "seeds", "mean", "sd", "values"), rows)
 
     def tests_csv(self) -> str:
         """A line for each paired test; `seed` is empty where users were averaged over seeds."""
-        rows = (astuple(test) for test in (*self.tests, *self.seed_tests))
-        return _csv([field.name for field in fields(PairedTest)], rows)
+        return tests_csv((*self.tests, *self.seed_tests))
 
     def text(self) -> str:
         """`table()` for a terminal."""
@@ -245,7 +244,13 @@ def seeds_grid(tests: Sequence[PairedTest]) -> Grid:
     return Grid("Differences of single seeds (* p < .05, uncorrected)", header, tuple(rows))
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def tests_csv(tests: Iterable[PairedTest]) -> str:
+    """A line for each paired test; `seed` is empty where users were averaged over seeds."""
+    return csv_text([field.name for field in fields(PairedTest)], map(astuple, tests))
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)

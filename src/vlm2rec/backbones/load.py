@@ -219,6 +219,11 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
     )
 
 
+def mean_over(states: Tensor, real: Tensor) -> Tensor:
+    """Mean over the real tokens: states `(n, L, D)`, real `(n, L)` bool or 0 and 1, means `(n, D)` float32."""
+    return (states.float() * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+
+
 def towers(model: torch.nn.Module) -> dict[str, dict[str, int]]:
     """Parameters, all and trainable, of the language model, the vision tower and the projector.
 

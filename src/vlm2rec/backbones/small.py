@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, PreTrainedModel
 
 from vlm2rec.backbones.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
+from vlm2rec.backbones.load import mean_over
 from vlm2rec.backbones.smol import EYES, image_processor, load_eyes
 from vlm2rec.backbones.wheels import Wheel, extract
 from vlm2rec.errors import InputError
@@ -51,9 +52,7 @@ class TextEncoder:
         states: Tensor = self.model(**batch).last_hidden_state.float()
         if self.pooling == "cls":
             return states[:, 0]
-        real = batch["attention_mask"][:, :, None].float()
-        mean: Tensor = (states * real).sum(1) / real.sum(1)
-        return mean
+        return mean_over(states, batch["attention_mask"])
 
 
 class PictureEncoder:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm2rec.backbones.bidirectional import attend
-from vlm2rec.backbones.load import Backbone, language_path, load_backbone
+from vlm2rec.backbones.load import Backbone, language_path, load_backbone, mean_over
 from vlm2rec.backbones.lora import load_lora
 from vlm2rec.config import BackboneConfig
 from vlm2rec.errors import InputError
@@ -96,7 +96,7 @@ class TitleEncoder:
         """The same of token ids; a start token is read and not counted."""
         start = self.read.start
         states, real = self.backbone.states([[*start, *title] for title in titles], masked=True)
-        return mean_states(states[:, len(start) :], real[:, len(start) :])
+        return mean_over(states[:, len(start) :], real[:, len(start) :])
 
     def save(self, folder: Path, settings: BackboneConfig, adapter: PeftModel | None, dtype: torch.dtype) -> None:
         """Write the adapters, PEFT's own files, or without adapters all weights of the language model, in `dtype`."""
@@ -134,11 +134,6 @@ class TitleEncoder:
         attend(backbone, both_ways=True)
         backbone.model.eval()
         return cls(backbone, saved["max_tokens"])
-
-
-def mean_states(states: Tensor, real: Tensor) -> Tensor:
-    """Mean over the real tokens: states `(n, L, D)`, real `(n, L)` bool, means `(n, D)` float32."""
-    return (states.float() * real[..., None]).sum(1) / real.sum(1, keepdim=True)
 
 
 def language_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:

@@ -91,7 +91,7 @@ def _run(experiment: Experiment, plan: Plan, out: Path, say: Callable[[str], Non
             say(f"  {failed[name]}")
             continue
         done.setdefault(row, []).append(cell.folder)
-        if number == len(plan.cells) or plan.cells[number].row.name != row:
+        if number < len(plan.cells) and plan.cells[number].row.name != row:
             _record(experiment, done, {**plan.left_out, **failed}, out)
     if not done:
         raise InputError(f"{experiment.name}: no row could be run; the first said: {next(iter(failed.values()))}")

@@ -1,13 +1,11 @@
 """A table of the paper from its runs: Markdown, LaTeX and CSV, the best marked, every row tested against VLM2Rec."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlm2rec.compare import method_of, pairwise_tests
-from vlm2rec.comparison import SETS, Method, PairedTest, seeds_grid, tests_grid, value
+from vlm2rec.comparison import SETS, Method, PairedTest, csv_text, seeds_grid, tests_csv, tests_grid, value
 from vlm2rec.config import Bert, Pair
 from vlm2rec.experiments.paper import REFERENCE, Experiment, Row
 from vlm2rec.experiments.plan import NOT_ASKED
@@ -17,6 +15,8 @@ from vlm2rec.runs import Run, write_text
 
 _MAIN = "N@20"
 """The metric that is tested."""
+
+_FIGURES = ("row", "label", "group", "column", "candidates", "metric", "seeds", "mean", "sd", "values")
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ def write_tables(experiment: Experiment, results: Results, out: Path) -> str:
     full = [*main, tests_grid(tests), seeds_grid(seed_tests)]
     write_text(out / f"{experiment.name}.md", f"# {experiment.title}\n\n" + rendered("markdown", full))
     write_text(out / f"{experiment.name}.tex", rendered("latex", main))
-    write_text(out / f"{experiment.name}.csv", _csv(_figures(experiment, lines)))
-    heads = [field.name for field in fields(PairedTest)]
-    write_text(out / f"{experiment.name}-tests.csv", _csv([heads, *(astuple(test) for test in (*tests, *seed_tests))]))
+    write_text(out / f"{experiment.name}.csv", csv_text(_FIGURES, _figures(experiment, lines)))
+    write_text(out / f"{experiment.name}-tests.csv", tests_csv((*tests, *seed_tests)))
     return rendered("text", main)
 
 
@@ -82,7 +81,7 @@ def _main(experiment: Experiment, lines: Sequence[_Line], tests: Sequence[Paired
         lines,
         [(h, "sampled", m) for h, m in columns],
     )
-    starred = _starred(experiment, lines, tests)
+    starred = _starred(experiment, tests)
     rows = [
         tuple(
             cell + "*" if line.row.name == REFERENCE and place >= 2 and columns[place - 2] in starred else cell
@@ -90,7 +89,7 @@ def _main(experiment: Experiment, lines: Sequence[_Line], tests: Sequence[Paired
         )
         for line, row in zip(lines, grid.rows, strict=True)
     ]
-    return Grid(grid.title, grid.header, tuple(rows), grid.marks, grid.groups)
+    return replace(grid, rows=tuple(rows))
 
 
 def _sets(experiment: Experiment, lines: Sequence[_Line]) -> Grid:
@@ -137,8 +136,7 @@ def _tests(experiment: Experiment, lines: Sequence[_Line]) -> tuple[list[PairedT
 
 
 def _only(method: Method, measures: set[str]) -> Method:
-    users = {name: values for name, values in method.users.items() if name in measures}
-    return Method(method.label, method.kind, method.seeds, method.runs, method.values, users)
+    return replace(method, users={name: values for name, values in method.users.items() if name in measures})
 
 
 def _query(figures: str) -> str:
@@ -146,7 +144,7 @@ def _query(figures: str) -> str:
     return "f2f" if figures == "retrieval" else figures.rpartition(".")[2]
 
 
-def _starred(experiment: Experiment, lines: Sequence[_Line], tests: Sequence[PairedTest]) -> set[tuple[str, str]]:
+def _starred(experiment: Experiment, tests: Sequence[PairedTest]) -> set[tuple[str, str]]:
     """Columns (heading, metric) in which VLM2Rec is ahead of every tested row, significantly after Holm."""
     found = set()
     for head, figures in experiment.columns.items():
@@ -181,7 +179,6 @@ def _notes(experiment: Experiment, lines: Sequence[_Line], results: Results) -> 
 
 def _figures(experiment: Experiment, lines: Sequence[_Line]) -> Iterator[Sequence[object]]:
     """Every figure of the table in long form."""
-    yield ("row", "label", "group", "column", "candidates", "metric", "seeds", "mean", "sd", "values")
     for line in lines:
         for head in experiment.columns:
             for candidates in SETS:
@@ -192,9 +189,3 @@ def _figures(experiment: Experiment, lines: Sequence[_Line]) -> Iterator[Sequenc
                         where = (line.row.name, line.method.label, line.row.group, head, candidates, metric)
                         spread = (line.method.mean(name), line.method.sd(name), " ".join(map(repr, values)))
                         yield (*where, " ".join(map(str, line.method.seeds)), *spread)
-
-
-def _csv(rows: Iterator[Sequence[object]] | Sequence[Sequence[object]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()

@@ -264,12 +264,8 @@ class Tuning:
             found: Tensor = objective(Views(first), Views(second), negatives.to(vectors.device))
             return found
 
-        if part is not None and part < len(titles):
-            value = backward_in_parts(embed, [*titles, *titles], loss, 2 * part, backward)
-        else:
-            value = loss(embed([*titles, *titles]))
-            backward(value)
-        return {"loss": float(value.detach()), "samples": float(len(titles))}
+        value = backward_in_parts(embed, [*titles, *titles], loss, None if part is None else 2 * part, backward)
+        return {"loss": float(value), "samples": float(len(titles))}
 
 
 def asked(sample: Sample) -> int:

@@ -226,10 +226,7 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
             logged.update(_figures(objective, probe, query, target, negatives, positive), loss=float(value.detach()))
             return value
 
-        if part is not None and part < len(batch.histories):
-            backward_in_parts(embed, prompts, loss, part * prompts_a_sample, backward)
-        else:
-            backward(loss(embed(prompts)))
+        backward_in_parts(embed, prompts, loss, None if part is None else part * prompts_a_sample, backward)
         return logged
 
     return step

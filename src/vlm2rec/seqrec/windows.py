@@ -7,6 +7,7 @@ import numpy as np
 
 from vlm2rec.data.splits import Split
 from vlm2rec.errors import InputError
+from vlm2rec.training.batches import windows
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,5 @@ def _rows(user: int, length: int, width: int, targets: str) -> list[tuple[int, i
     if targets == "last":
         inputs = min(width, length - 1)
         return [(user, length - 1 - inputs, inputs, inputs - 1)]
-    done = min(width, length - 1)  # targets so far: the items 1..done
-    found = [(user, 0, done, 0)]
-    while done < length - 1:
-        new = min(max(1, width // 2), length - 1 - done)
-        done += new
-        found.append((user, done - width, width, width - new))
-    return found
+    cut = windows(length, width)
+    return [(user, first, last - first, earliest - 1 - first) for first, earliest, last in cut]

@@ -111,18 +111,24 @@ class Samples:
         return np.stack([np.full(count, user), first, chosen], axis=1)
 
 
-def window_starts(length: int, width: int) -> np.ndarray:
-    """First item of the window in which each of the items 1, 2, … of a sequence is a target, `(length - 1,)`.
+def windows(length: int, width: int) -> list[tuple[int, int, int]]:
+    """Windows of a sequence of `length` > 0 items, each its first item, its first and its last target.
 
-    Windows are those of `seqrec.windows`: the first has the targets 1 to `width`, each later one `width // 2` more
-    (the last what is left), and ends with the item before its last target.
+    The first window has the targets 1 to `width`, each later one `width // 2` more (the last what is left), so that
+    every item but the first is a target once. A window ends with the item before its last target.
     """
     done = min(width, length - 1)
-    starts = [0] * done
+    found = [(0, 1, done)]
     while done < length - 1:
         new = min(max(1, width // 2), length - 1 - done)
+        found.append((done + new - width, done + 1, done + new))
         done += new
-        starts += [done - width] * new
+    return found
+
+
+def window_starts(length: int, width: int) -> np.ndarray:
+    """First item of the window in which each of the items 1, 2, … of a sequence is a target, `(length - 1,)`."""
+    starts = [first for first, earliest, last in windows(length, width) for _ in range(earliest, last + 1)]
     return np.array(starts, dtype=np.int64)
 
 

@@ -18,13 +18,19 @@ def backward_in_parts(
     embed: Callable[[Sequence[Input]], Tensor],
     inputs: Sequence[Input],
     loss: Callable[[Tensor], Tensor],
-    part: int,
+    part: int | None,
     backward: Callable[[Tensor], None],
 ) -> Tensor:
     """Accumulate the gradients of `loss(embed(inputs))`, at most `part` inputs at a time.
 
+    Where `part` is None, or holds them all, they are embedded once, with their graph.
+
     `embed` turns n inputs into `(n, D)`; both passes over a part draw the same dropout. Returns the loss, detached.
     """
+    if part is None or part >= len(inputs):
+        value = loss(embed(inputs))
+        backward(value)
+        return value.detach()
     parts = [inputs[start : start + part] for start in range(0, len(inputs), part)]
     seed = int(torch.randint(2**31, ()))
     with torch.no_grad():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 
-from vlm2rec.backbones.load import Backbone, towers
+from vlm2rec.backbones.load import Backbone, mean_over, towers
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLMEmb as Settings
 from vlm2rec.data.splits import Split
@@ -170,12 +170,8 @@ class LLMEmb(ItemEmbedder):
         def step(k: int, backward: Callable[[Tensor], None]) -> Mapping[str, float]:
             one, other = pairs.batch(k)
             rows = [self._tokens(encoder.backbone, clauses) for clauses in (*one, *other)]
-            if part is not None and part < len(one):
-                value = backward_in_parts(embed, rows, both, 2 * part, backward)
-            else:
-                value = both(embed(rows))
-                backward(value)
-            return {"loss": float(value.detach()), "samples": len(one), "temperature": float(loss.temperature.detach())}
+            value = backward_in_parts(embed, rows, both, None if part is None else 2 * part, backward)
+            return {"loss": float(value), "samples": len(one), "temperature": float(loss.temperature.detach())}
 
         return step
 
@@ -276,8 +272,7 @@ def mean_states(backbone: Backbone, rows: Sequence[Sequence[int]], batch_tokens:
     means = []
     for start in range(0, len(order), at_once):
         states, real = backbone.states([rows[row] for row in order[start : start + at_once]])
-        weights = real[..., None].float()
-        means.append((states.float() * weights).sum(1) / weights.sum(1))
+        means.append(mean_over(states, real))
     return torch.cat(means)[torch.tensor(order).argsort().to(means[0].device)]
 
 

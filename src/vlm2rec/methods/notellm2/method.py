@@ -139,10 +139,7 @@ def training_step(batches: PairBatches, embedder: RecordEmbedder, objective: Pai
                 )
             return value
 
-        if part is not None and part < pairs:
-            backward_in_parts(embedder, batch.items, loss, 2 * part, backward)
-        else:
-            backward(loss(embedder(batch.items)))
+        backward_in_parts(embedder, batch.items, loss, None if part is None else 2 * part, backward)
         return logged
 
     return step
