@@ -13,11 +13,13 @@ from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.sources import RawData
 from vlm2rec.data.splits import Split
-from vlm2rec.diagnostics.dropout import cosine_counts, dropout
-from vlm2rec.diagnostics.geometry import geometry
+from vlm2rec.diagnostics import Diagnosis
+from vlm2rec.diagnostics.dropout import cosine_counts
+from vlm2rec.diagnostics.measure import measure
+from vlm2rec.diagnostics.verdict import conclude
 from vlm2rec.embeddings import EmbeddingTable
-from vlm2rec.metrics import summarise
-from vlm2rec.runs import Run, write_json
+from vlm2rec.metrics import ndcg, summarise
+from vlm2rec.runs import Run, read_metrics, write_json
 
 SIZE = 16
 COUNTING = ("poprec", "itemknn", "random")
@@ -108,22 +110,40 @@ def fake_run(
         EmbeddingTable(dataset.user_ids, histories).save(out / "histories")
     results["retrieval"], frames = _rank(split, users, targets, items, histories, candidate_seed, kind)
     pl.concat(frames).write_parquet(out / "users.parquet")
+    results["cold"] = {"retrieval": _cold(split, targets, frames)}
+    if kind in ("sft", "vlm2rec"):
+        _curves(out / "metrics.jsonl", rng, kind)
     if kind not in COUNTING:
         sampled = draw_candidates(split, users, "test", "sampled", candidate_seed)
-        results["dropout"] = dropout(histories, items["fused"], targets, sampled)
-        results["geometry"] = {view: geometry(histories[view], items[view], targets, sampled, 0) for view in items}
         start = {view: items[view][targets] * 0.3 + world.standard_normal((len(users), SIZE)) for view in items}
-        results["reference"] = {
-            "dropout": dropout(start, items["fused"], targets, sampled),
-            "geometry": {view: geometry(start[view], items[view], targets, sampled, 0) for view in items},
-        }
-    results["cost"] = {"seconds": {"train": 12.5, "evaluate": 0.8}}
+        now, before = (measure(dataset.user_ids, some, items, targets, sampled, 0) for some in (histories, start))
+        probes = read_metrics(out / "metrics.jsonl", "probe")
+        results |= Diagnosis(now, conclude(now, before.users, probes)).figures()
+        results["reference"] = {"dropout": before.dropout(), "geometry": before.geometry}
+    results["cost"] = {"seconds": {"train": 12.5, "evaluate": 0.8, "probes": 1.5}}
     if oracle:
         results["oracle"] = {"sampled": {"N@20": 0.75}}
     write_json(out / "results.json", results)
-    if kind in ("sft", "vlm2rec"):
-        _curves(out / "metrics.jsonl", rng, kind)
     return out
+
+
+def older(run: Path) -> Path:
+    """Make a run as it was before there were diagnoses, probes and buckets of rare items."""
+    results = json.loads((run / "results.json").read_text())
+    for key in ("diagnosis", "cold"):
+        results.pop(key, None)
+    for part in (results, results.get("reference", {})):
+        if "dropout" in part:
+            part["dropout"] = {name: part["dropout"][name] for name in ("f2f", "t2f", "v2f")}
+    write_json(run / "results.json", results)
+    if (run / "metrics.jsonl").exists():
+        lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+        (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["prompt"]["sum"] = "raw"
+    del manifest["config"]["prompt"]["combine"], manifest["config"]["monitor"]
+    write_json(run / "manifest.json", manifest)
+    return run
 
 
 def _rank(split, users, targets, items, histories, candidate_seed, kind):
@@ -162,16 +182,63 @@ def _rank(split, users, targets, items, histories, candidate_seed, kind):
     return retrieval, frames
 
 
+def _cold(split: Split, targets: np.ndarray, frames: list[pl.DataFrame]) -> dict[str, dict[str, float]]:
+    """N@20 by how many events of the target are in training, as `results.json` has it."""
+    ranks = pl.concat(frames).filter(pl.col("task") == "retrieval")
+    seen, found = split.popularity[targets], {}
+    for name, low, high in (("0", 0, 0), ("1-5", 1, 5), ("6-10", 6, 10), ("11-20", 11, 20), ("21+", 21, 10**9)):
+        inside = (seen >= low) & (seen <= high)
+        if inside.any():
+            found[name] = {"users": int(inside.sum())}
+            for view in ("sampled", "full"):
+                rows = ranks.filter(pl.col("view") == view)
+                found[name][view] = float(ndcg(rows["above"].to_numpy(), rows["ties"].to_numpy(), 20)[inside].mean())
+    return found
+
+
 def _curves(path: Path, rng: np.random.Generator, kind: str) -> None:
-    lines = []
+    lines = [_probe(0, kind)]
     for step in range(1, 301):
         settled = 1 - np.exp(-step / 80)
         line = {"kind": "train", "step": step, "loss": 4 - 1.5 * settled + 0.1 * rng.standard_normal()}
         line |= {"margin_text": 0.3 * settled + 0.02 * rng.standard_normal()}
         line |= {"margin_image": (0.2 if kind == "vlm2rec" else 0.03) * settled + 0.02 * rng.standard_normal()}
+        line |= {"samples_per_s": 40 + rng.standard_normal(), "memory_gib": 2.5}
         if kind == "vlm2rec":
             line |= {"penalty": 3 - settled, "gap": 0.2 - 0.1 * settled}
         lines.append(line)
         if step % 100 == 0:
             lines.append({"kind": "validation", "step": step, "N@20": 0.1 + 0.1 * settled})
+        if step in (1, 3, 10, 30, 100, 300):
+            lines.append(_probe(step, kind))
+        if step == 100 and kind == "sft":
+            lines.append(
+                {
+                    "kind": "warning",
+                    "step": step,
+                    "modality": "image",
+                    "difference": -0.051,
+                    "low": -0.07,
+                    "high": -0.03,
+                }
+            )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tra')  # cut short by a kill
+
+
+def _probe(step: int, kind: str) -> dict[str, object]:
+    settled = 1 - float(np.exp(-step / 40))
+    image = 0.1 if kind == "vlm2rec" else -0.12
+    return {
+        "kind": "probe",
+        "step": step,
+        "epoch": 1,
+        "grad_cos_text": 0.8 + 0.1 * settled,
+        "grad_cos_image": 0.7 + 3 * image * settled,
+        "f2f": 0.2 + 0.15 * settled,
+        "t2f": 0.2 + 0.1 * settled,
+        "v2f": 0.2 + image * settled,
+        "S_text": 1.2 + 0.3 * settled,
+        "S_image": 1.2 + image * settled,
+        "S_fused": 1.3 + 0.2 * settled,
+        "seconds": 0.2,
+    }

@@ -239,3 +239,26 @@ def test_written_toml_does_not_lean_on_presets() -> None:
     written = tomllib.loads(config_toml(parse_config({**DATA, "preset": "small"})))
     for section, values in PRESETS["small"].items():
         assert values.items() <= written[section].items()
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"method": {"kind": "sft"}, "objective": {"contrast": False}}, "which method.kind=sft has not"),
+        ({"objective": {"contrast": False, "weight": 0}}, "objective.weight=0 not even it"),
+        (
+            {"method": {"kind": "sft"}, "objective": {"modality_weight": 1}, "prompt": {"modalities": "text"}},
+            "objective.modality_weight=1 asks for two views",
+        ),
+        (
+            {"method": {"kind": "sft"}, "prompt": {"combine": "gated", "fusion": "internal"}},
+            "prompt.combine=gated joins",
+        ),
+        (
+            {"method": {"kind": "vanilla"}, "prompt": {"combine": "concat", "modalities": "image"}},
+            "needs prompt.fusion",
+        ),
+    ],
+)
+def test_what_needs_two_views_or_a_loss_says_so(raw: dict[str, Any], said: str) -> None:
+    assert said in complaint(raw)

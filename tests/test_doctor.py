@@ -42,6 +42,14 @@ def test_parameters_by_tower(folders: dict[str, Path], family: str) -> None:
     assert "text, image" in whole and "GiB weights" in whole
 
 
+def test_a_gate_is_counted(folders: dict[str, Path]) -> None:
+    plain = examine(make_config(Path("unused"), folders["llava"]))
+    gated = examine(make_config(Path("unused"), folders["llava"], prompt={"combine": "gated"}))
+    line = next(line for line in gated.splitlines() if line.startswith("gate"))
+    assert line.split() == ["gate", "2,080", "parameters,", "2,080", "trainable"]
+    assert "gate" not in plain
+
+
 def test_a_language_model(folders: dict[str, Path]) -> None:
     config = make_config(Path("unused"), folders["qwen2"], "sft", prompt={"modalities": "text"})
     said = examine(config)

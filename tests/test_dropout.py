@@ -4,8 +4,9 @@ from fake_run import fake_dataset
 
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.splits import Split
-from vlm2rec.diagnostics import dropout as module
-from vlm2rec.diagnostics.dropout import cosine_counts, dropout, dropout_counts, unit
+from vlm2rec.diagnostics import space
+from vlm2rec.diagnostics.dropout import cosine_counts, dropout, dropout_counts
+from vlm2rec.diagnostics.space import unit
 from vlm2rec.tasks import Cosine, rank_users
 
 
@@ -44,7 +45,7 @@ def test_equals_the_definition_with_ties_and_padding():
 def test_blocks_change_nothing(monkeypatch):
     queries, items, targets, candidates = draw(1)
     whole = dropout_counts({"fused": queries}, items, targets, candidates)["f2f"]
-    monkeypatch.setattr(module, "BLOCK_FLOATS", 400)
+    monkeypatch.setattr(space, "BLOCK_FLOATS", 400)
     blocks = dropout_counts({"fused": queries}, items, targets, candidates)["f2f"]
     np.testing.assert_array_equal(whole, blocks)
 

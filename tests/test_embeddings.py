@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.embeddings import EmbeddingTable, one_sided
 from vlm2rec.errors import InputError
 
 
@@ -121,3 +121,19 @@ def test_damage_is_one_line(damage: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no readable embedding table") as caught:
         EmbeddingTable.load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_one_side_of_a_concatenation() -> None:
+    vectors = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    assert one_sided(vectors, "text", 6).tolist() == [[1, 2, 3, 0, 0, 0], [4, 5, 6, 0, 0, 0]]
+    assert one_sided(vectors, "image", 6).tolist() == [[0, 0, 0, 1, 2, 3], [0, 0, 0, 4, 5, 6]]
+    assert one_sided(vectors, "image", 6).dtype == np.float32
+    assert one_sided(vectors, "image", 5)[0].tolist() == [0, 0, 1, 2, 3], "sides need not be of one width"
+    for view in ("fused", "text", "image"):
+        assert one_sided(vectors, view, 3) is vectors
+
+
+@pytest.mark.parametrize(("view", "width"), [("text", 2), ("image", 0), ("fused", 6)])
+def test_a_side_that_is_no_part_of_the_items(view: str, width: int) -> None:
+    with pytest.raises(ValueError, match=f"{view} vectors of 3 numbers do not fit items of {width}"):
+        one_sided(np.ones((2, 3)), view, width)

@@ -12,8 +12,10 @@ import transformers as hf
 
 from vlm2rec.backbones.load import load_backbone, towers
 from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
+from vlm2rec.embeddings import one_sided
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
+from vlm2rec.fusion import Gate
 from vlm2rec.objectives import Views
 
 EYES = [family for family in families.FAMILIES if family != "qwen2"]
@@ -151,7 +153,7 @@ def test_attention_only_lora(folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava", "qwen2"])
 def test_saved_and_loaded_is_the_same(folders: dict[str, Path], family: str, tmp_path: Path) -> None:
-    encoder = build(folders[family], modalities="text" if family == "qwen2" else "both", sum="unit")
+    encoder = build(folders[family], modalities="text" if family == "qwen2" else "both", combine="unit_sum")
     encoder.add_lora(LoraSettings(rank=4), seed=1)
     with torch.no_grad():
         for name, parameter in encoder.backbone.model.named_parameters():
@@ -168,7 +170,7 @@ def test_the_fused_view_is_the_sum(folders: dict[str, Path]) -> None:
     views = build(folders["llava"]).histories(shelf(), HISTORIES)
     assert views.text is not None and views.image is not None
     assert torch.equal(views.fused, views.text + views.image)
-    unit = build(folders["llava"], sum="unit").histories(shelf(), HISTORIES)
+    unit = build(folders["llava"], combine="unit_sum").histories(shelf(), HISTORIES)
     expected = views.text / views.text.norm(dim=1, keepdim=True) + views.image / views.image.norm(dim=1, keepdim=True)
     np.testing.assert_allclose(unit.fused, expected, atol=1e-6)
 
@@ -281,3 +283,88 @@ def test_states_and_logits_are_those_of_the_model_with_its_head(folders: dict[st
         alone = backbone.generator(input_ids=torch.tensor([row]), logits_to_keep=0).logits[0]
         torch.testing.assert_close(backbone.logits(own[: len(row)]), alone, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(states[[0, 1], real.sum(1) - 1], backbone.last_states(rows, []), atol=1e-5, rtol=1e-5)
+
+
+def test_concatenated_views_have_the_cosine_of_both_sides(folders: dict[str, Path]) -> None:
+    views = build(folders["llava"], combine="concat").histories(shelf(), HISTORIES)
+    assert views.text is not None and views.image is not None and views.fused.shape == (4, 64)
+    text, image = (view.double().numpy() for view in (views.text, views.image))
+    lengths = [np.sqrt(t @ t + v @ v) for t, v in zip(text, image, strict=True)]
+    for i, j in np.ndindex(4, 4):
+        whole = float(torch.cosine_similarity(views.fused[i], views.fused[j], dim=0))
+        expected = (text[i] @ text[j] + image[i] @ image[j]) / lengths[i] / lengths[j]
+        assert whole == pytest.approx(expected, abs=1e-6)
+        for view, side in (("text", text), ("image", image)):  # a query of one side against the whole item
+            query = one_sided(side[[i]], view, 64)[0]
+            alone = query @ views.fused[j].double().numpy() / np.linalg.norm(query) / lengths[j]
+            assert alone == pytest.approx(side[i] @ side[j] / np.linalg.norm(side[i]) / lengths[j], abs=1e-6)
+
+
+@torch.no_grad()
+def test_a_gate_starts_with_the_cosines_of_the_sum(folders: dict[str, Path]) -> None:
+    plain, gated = (build(folders["llava"], combine=how).histories(shelf(), HISTORIES) for how in ("sum", "gated"))
+    assert cosines(plain, gated) > 1 - 1e-6
+    np.testing.assert_allclose(gated.fused, plain.fused / 2, atol=1e-6)
+
+
+def test_a_gate_by_its_definition() -> None:
+    """One number at a time, in float64; the length of a view moves no share."""
+    torch.manual_seed(0)
+    gate, text, image = Gate(5), torch.randn(3, 5) * 40, torch.randn(3, 5)
+    with torch.no_grad():
+        gate.linear.weight.normal_()
+        gate.linear.bias.normal_()
+    found = gate(text.to(torch.bfloat16), image)
+    assert found.dtype == torch.float32
+    found, rows = gate(text, image).detach(), gate.linear.weight.detach().double().numpy()
+    for t, v, fused in zip(text.double().numpy(), image.double().numpy(), found, strict=True):
+        seen = np.concatenate([t / np.sqrt(t @ t), v / np.sqrt(v @ v)]) * np.sqrt(5)
+        for d in range(5):
+            share = 1 / (1 + np.exp(-(rows[d] @ seen + float(gate.linear.bias[d].detach()))))
+            assert float(fused[d]) == pytest.approx(share * t[d] + (1 - share) * v[d], rel=1e-5)
+
+
+def test_a_gate_is_trained_saved_and_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
+    encoder = build(folders["llava"], combine="gated")
+    encoder.add_lora(LoraSettings(rank=4), seed=1)
+    assert encoder.gate is not None
+    weight, bias = encoder.gate.linear.weight, encoder.gate.linear.bias
+    assert {id(weight), id(bias)} <= {id(p) for p in encoder.parameters() if p.requires_grad}
+    encoder.histories(shelf(), HISTORIES).fused[:, 0].sum().backward()
+    assert weight.grad is not None and bool(weight.grad[0].any()) and not bool(weight.grad[1:].any())
+    with torch.no_grad():
+        weight.normal_()
+        bias.normal_()
+    expected = encoder.eval().histories(shelf(), HISTORIES)
+    encoder.save(tmp_path / "model")
+    loaded = Encoder.load(tmp_path / "model")
+    assert loaded.gate is not None and torch.equal(loaded.gate.linear.weight, weight)
+    assert torch.equal(loaded.histories(shelf(), HISTORIES).fused, expected.fused)
+    counted = loaded.towers()["gate"]
+    assert counted == {"all": 2 * 32 * 32 + 32, "trainable": 2 * 32 * 32 + 32}
+
+
+@pytest.mark.parametrize("damage", ["no file", "no safetensors", "another size"])
+def test_a_damaged_gate_is_one_line(folders: dict[str, Path], tmp_path: Path, damage: str) -> None:
+    build(folders["llava"], combine="gated").save(tmp_path / "model")
+    path = tmp_path / "model" / "gate.safetensors"
+    if damage == "no file":
+        path.unlink()
+    elif damage == "no safetensors":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        Gate(8).save(tmp_path / "model")
+    with pytest.raises(InputError, match=r"gate\.safetensors: cannot be read as the gate of this encoder") as caught:
+        Encoder.load(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_another_version_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    build(folders["llava"]).save(tmp_path / "model")
+    path = tmp_path / "model" / "encoder.json"
+    written = json.loads(path.read_text())
+    for changed in ({"prompt": {"sum": "raw"}}, {"batch_tokens": None}, {"backbone": []}):
+        path.write_text(json.dumps({**written, **changed}))
+        with pytest.raises(InputError, match="not the settings of an encoder of this version") as caught:
+            Encoder.load(tmp_path / "model")
+        assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from vlm2rec.compare import holm
 from vlm2rec.config import parse_config, read_toml
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.errors import InputError
-from vlm2rec.experiments.paper import EXPERIMENTS
+from vlm2rec.experiments.paper import ALL, EXPERIMENTS
 from vlm2rec.experiments.plan import make_plan
-from vlm2rec.experiments.runner import _packaged, run_experiment, show_experiment
+from vlm2rec.experiments.runner import merged_tasks, run_experiment, show_experiment
+from vlm2rec.experiments.shop import packaged
 from vlm2rec.experiments.tables import Results, write_tables
 
 TABLE2, TABLE4 = EXPERIMENTS["table2"], EXPERIMENTS["table4"]
@@ -34,6 +36,10 @@ PAIR = {"rows": {"pair": {"method": {"text": "t", "image": "i"}}}}
 
 def plan(raw: dict[str, Any], table: str = "table2", seeds: tuple[int, ...] = (0, 1), **more: Any) -> Any:
     return make_plan(EXPERIMENTS[table], raw, seeds, Path("out"), **more)
+
+
+OTHER = {"source": {"path": "data/other"}, "families": {"a": {"label": "A"}, "b": {"backbone": {"path": "b"}}}}
+RUNNING = [name for name, experiment in EXPERIMENTS.items() if experiment.rows]
 
 
 @pytest.mark.parametrize("table", ["table2", "table4"])
@@ -53,6 +59,98 @@ def test_tables_share_their_runs() -> None:
     one, other = ({c.folder: c.config for c in plan({**RAW, **PAIR}, table).cells} for table in ("table2", "table4"))
     assert set(one) - set(other) == {Path("out/runs/hybrid-seed0"), Path("out/runs/hybrid-seed1")}
     assert all(other[folder] == config for folder, config in one.items() if folder in other)
+
+
+def test_a_folder_holds_one_configuration_whichever_experiment_asks_for_it() -> None:
+    found: dict[Path, Any] = {}
+    for name in RUNNING:
+        made = plan({**RAW, **PAIR, **OTHER}, name)
+        assert not made.left_out
+        for cell in made.cells:
+            assert found.setdefault(cell.folder, cell.config) == cell.config, cell
+            assert set(cell.needs) <= {other.folder for other in made.cells}
+    assert {"vlm_vanilla_ext-seed0", "vlm_sft_ext-seed1", "vlm2rec-seed1"} <= {folder.name for folder in found}
+    probes = {config.monitor.probes for config in found.values()}
+    assert len(probes) == 1 and probes != {0}  # or runs could not serve figure 1b too
+
+
+def test_rows_of_the_papers_experiments() -> None:
+    rows = {name: {cell.row.name for cell in plan({**RAW, **OTHER}, name).shown} for name in RUNNING}
+    assert rows["figure1a"] == rows["table1"] == {"vlm_vanilla_ext", "vlm_sft_ext", "vlm2rec"}
+    assert rows["figure1b"] == {"vlm_sft_ext", "vlm2rec"}
+    assert rows["table5"] >= {"vlm2rec", "no_wpcl", "no_penalty", "no_stop_gradient", "no_crtr", "vlm_sft_ext"}
+    assert rows["table7"] >= {f"vlm2rec_k{users}" for users in (128, 256, 512, 1024)} | {"llmemb", "notellm2"}
+    assert rows["figure4"] == {"vanilla_a", "vlm2rec_a", "vanilla_b", "vlm2rec_b"}
+    assert ALL[0] == "figure1a" and set(ALL) <= set(EXPERIMENTS) - {"table6", "figure4"}  # those need further files
+
+
+def test_what_sets_a_row_apart() -> None:
+    configs = {cell.row.name: cell.config for name in ("table5", "table7") for cell in plan(RAW, name).cells}
+    assert not configs["no_wpcl"].objective.contrast and configs["vlm2rec"].objective.contrast
+    assert (configs["no_penalty"].objective.beta, configs["no_crtr"].objective.weight) == (0, 0)
+    assert not configs["no_stop_gradient"].objective.stop_gradient
+    assert configs["detached_penalty"].objective.penalty == "detached"
+    assert configs["sft_modal"].objective.modality_weight == 1 and configs["sft_modal"].method.kind == "sft"
+    assert configs["vlm2rec_gated"].prompt.combine == "gated" and configs["sft_unit_sum"].prompt.combine == "unit_sum"
+    assert configs["vlm2rec_k128"].training.users == 128
+
+
+def test_a_grid_shares_the_configurations_own_point() -> None:
+    made = plan({**RAW, "objective": {"temperature": 0.5, "weight": 0.3}}, "figure5", seeds=(0,))
+    homes = {cell.row.name: cell.folder.name for cell in made.cells}
+    assert homes["tau_wpcl_0p5"] == homes["tau_crtr_1"] == homes["vlm2rec"] == "vlm2rec-seed0"
+    assert homes["tau_wpcl_0p1"] == "tau_wpcl_0p1-seed0"
+    values = {cell.row.name: cell.config.objective for cell in made.cells}
+    assert values["tau_crtr_0p001"].crtr_temperature == 0.001 and values["tau_crtr_0p001"].temperature == 0.5
+    assert "lambda_0p3" not in values and values["lambda_1"].weight == 1
+    few = {cell.row.name: cell.folder for cell in plan({**RAW, "training": {"users": 512}}, "table7").cells}
+    assert few["vlm2rec_k512"] == few["vlm2rec"] != few["vlm2rec_k256"]
+    alone = plan({**RAW, "objective": {"temperature": 0.5}}, "figure5", seeds=(0,), only=["tau_wpcl_0p5"])
+    assert [cell.folder.name for cell in alone.cells] == ["vlm2rec-seed0"]
+
+
+def test_families_come_from_the_file() -> None:
+    made = plan({**RAW, **OTHER}, "figure4", seeds=(0,))
+    configs = {cell.row.name: cell for cell in made.cells}
+    assert configs["vlm2rec_b"].config.backbone.path == "b" and configs["vlm2rec_b"].row.label == "b, VLM2Rec"
+    assert configs["vlm2rec_a"].folder.name == "vlm2rec-seed0"  # it is the file's own backbone
+    assert {cell.row.name for cell in plan(RAW, "figure4").cells} == {"vanilla_own", "vlm2rec_own"}
+    for wrong in ({"a": 3}, {"a": {"backbone": "b"}}):
+        with pytest.raises(InputError, match=r"families\.a: give sections"):
+            plan({**RAW, "families": wrong}, "figure4")
+
+
+def test_rows_trained_on_another_data_set() -> None:
+    made = plan({**RAW, **OTHER}, "table6")
+    cells = {(cell.row.name, cell.seed): cell for cell in made.cells}
+    source, target = cells["vlm2rec_source", 1], cells["vlm2rec_transfer", 1]
+    assert source.config.data.path == Path("data/other") and source.until == "evaluate"
+    assert target.config.data.path == Path("data/any") and target.config.method.source == source.folder
+    assert made.cells.index(source) < made.cells.index(target) and source not in made.shown
+    only = plan({**RAW, **OTHER}, "table6", only=["vlm_sft_ext_transfer"], seeds=(0,))
+    assert [cell.row.name for cell in only.cells] == ["vlm_sft_ext_source", "vlm_sft_ext_transfer"]
+    left_out = plan(RAW, "table6").left_out
+    assert left_out["vlm2rec_transfer"] == "needs source.path, another data set"
+    assert {cell.row.name for cell in plan(RAW, "table6").cells} == {"llm_vanilla", "vlm_vanilla_ext"}
+
+
+def test_missing_parts_are_looked_at_by_the_encoders_that_stand_already() -> None:
+    cells = {(cell.row.name, cell.seed): cell for cell in plan(RAW, "missing").cells}
+    assert cells["vlm2rec_missing", 0].config.method.source == cells["vlm2rec", 0].folder
+    assert cells["vlm2rec", 0].config == next(c.config for c in plan(RAW, "table1").cells if c.row.name == "vlm2rec")
+    assert cells["vlm2rec_missing", 0].config.evaluation.missing
+    assert cells["vlm_vanilla_ext_missing", 0].config.method.kind == "vanilla"
+
+
+def test_the_runs_of_several_experiments_are_each_done_once_and_have_names_of_their_own() -> None:
+    plans = [plan({**RAW, **OTHER}, name, seeds=(0,)) for name in ("table1", "missing", "table4", "table6")]
+    tasks = merged_tasks(plans)
+    assert len({task.folder for task in tasks}) == len({task.name for task in tasks}) == len(tasks)
+    names = {task.folder.name: task for task in tasks}
+    assert names["vlm2rec-seed0"].until == "report"  # table 1 would stop before
+    assert names["vlm2rec_missing-seed0"].name == "VLM2Rec (vlm2rec_missing), seed 0"
+    for task in tasks:
+        assert all(tasks.index(names[folder.name]) < tasks.index(task) for folder in task.needs)
 
 
 def test_what_no_seed_changes_runs_once_for_task_1() -> None:
@@ -102,14 +200,14 @@ def test_what_is_wrong_is_one_line() -> None:
     refused(r"rows\.bert\.method = 'mean': give a setting", {"rows": {"bert": {"method": "mean"}}})
     refused("without = 'clip': give a table", {"without": "clip"})
     plan({**RAW, "rows": {"hybrid": {"training": {"lr": 1e-3}}}, "without": {"hybrid": "no time"}}, "table4")
-    with pytest.raises(InputError, match="no experiment table9; there are table2, table4"):
+    with pytest.raises(InputError, match=r"no experiment table9; there are figure1a, .*table2, .*missing"):
         run_experiment("table9", None, Path("out"))
 
 
 def test_packaged_files_are_valid() -> None:
-    shop = {**_packaged("shop.toml"), "data": {"path": "x"}}
+    shop = {**packaged("shop.toml"), "data": {"path": "x"}}
     assert {cell.row.name for cell in plan(shop).cells} >= PAPER - {"clip"}
-    quick = _packaged("quick.toml")
+    quick = packaged("quick.toml")
     assert {cell.config.evaluation.users for cell in plan({**RAW, **quick}).cells} == {500}
 
 
@@ -160,7 +258,8 @@ def test_every_row_is_tested_against_vlm2rec(fakes: dict[str, list[Path]], tmp_p
 
 
 def test_no_star_where_any_row_keeps_up(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
-    rows = {**fakes, "vlm_sft_ext": fakes["vlm2rec"]}  # as good, by being the same
+    equal = [Path(shutil.copytree(run, tmp_path / run.name)) for run in fakes["vlm2rec"]]
+    rows = {**fakes, "vlm_sft_ext": equal}
     text = write_tables(TABLE2, Results(rows, {}), tmp_path)
     assert "*" not in text.replace("* VLM2Rec ahead", "")
 
@@ -255,7 +354,15 @@ def test_small_encoders_are_named(fakes: dict[str, list[Path]], tmp_path: Path) 
 
 def test_the_command_line(tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["experiment", "list"]).output
-    assert "table2" in listed and "vlm_sft_int" in listed
+    assert "table2" in listed and "vlm_sft_int" in listed and "all  figure1a" in listed
+    for asked, message in (
+        (["nothing.toml"], "name a table or figure before it"),
+        (["table1", "table8"], "no experiment table8"),
+        (["table1", "nothing.toml"], "nothing.toml"),
+        (["table1", "table3", "--only", "sasrec", "nothing.toml"], "nothing.toml"),
+    ):
+        wrong = CliRunner().invoke(app, ["experiment", "run", *asked, "--out", str(tmp_path / "o")])
+        assert isinstance(wrong.exception, InputError) and message in str(wrong.exception)
     wrong = CliRunner().invoke(app, ["experiment", "run", "table2", "--seeds", "0,x", "--out", str(tmp_path / "o")])
     assert "give whole numbers" in str(wrong.exception) and not (tmp_path / "o").exists()
     nothing = CliRunner().invoke(app, ["experiment", "show", "table2", "--out", str(tmp_path)])

@@ -104,7 +104,7 @@ def test_clip_end_to_end_has_all_views(tiny_dataset: Dataset, clip: Path, tmp_pa
     items = EmbeddingTable.load(done.path / "items")
     np.testing.assert_allclose(items["fused"], items["text"] + items["image"], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(items["image"], axis=1), 1, atol=1e-5)
-    assert set(done.results()["dropout"]) == {"f2f", "t2f", "v2f"}
+    assert set(done.results()["dropout"]) == {"f2f", "t2f", "v2f", "t2t", "v2v"}
 
 
 def test_a_pair_is_two_unit_vectors_side_by_side(tiny_dataset: Dataset, bert: Path, vit: Path, tmp_path: Path) -> None:

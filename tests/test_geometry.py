@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlm2rec.diagnostics import dropout as blocks
+from vlm2rec.diagnostics import space as blocks
 from vlm2rec.diagnostics.geometry import geometry
 
 

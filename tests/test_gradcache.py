@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlm2rec.objectives import CRTR, WPCL, InfoNCE, Objective, Views, VLM2RecLoss
+from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, Views, VLM2RecLoss
 from vlm2rec.training.gradcache import backward_in_parts
 
 USERS, ITEMS, WIDTH = 6, 5, 7
@@ -33,6 +33,10 @@ def objectives() -> dict[str, Objective]:
     return {
         "sft": InfoNCE(0.1),
         "vlm2rec": VLM2RecLoss(WPCL(0.1, alpha=2.0, beta=1.5), CRTR(0.3), 0.5).double(),
+        "detached": VLM2RecLoss(WPCL(0.1, 2.0, 1.5, kind="detached"), CRTR(0.3), 0.5).double(),
+        "constant": VLM2RecLoss(WPCL(0.1, 2.0, 1.5, kind="constant"), CRTR(0.3), 0.5).double(),
+        "no_wpcl": VLM2RecLoss(None, CRTR(0.3), 0.5),
+        "sft_modal": EachModality(InfoNCE(0.1), 0.1, 0.7),
     }
 
 
@@ -53,7 +57,7 @@ def gradients(*modules: nn.Module) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["sft", "vlm2rec"])
+@pytest.mark.parametrize("kind", list(objectives()))
 @pytest.mark.parametrize("part", [1, 4, 7, 22, 1000])
 def test_gradients_equal_the_whole_batch(kind: str, part: int) -> None:
     embedder, objective = Embedder(), objectives()[kind]

@@ -20,7 +20,7 @@ import vlm2rec.training.log as log
 import vlm2rec.training.loop as loop
 from vlm2rec.config import TrainingConfig
 from vlm2rec.runs import metrics_lines, read_metrics
-from vlm2rec.training.loop import State, fit, learning_rate
+from vlm2rec.training.loop import Probed, State, fit, learning_rate
 
 STEPS_PER_EPOCH = 3
 
@@ -372,3 +372,138 @@ def test_training_ends_when_no_epoch_is_better_for_a_while(tmp_path: Path) -> No
         run(tmp_path / "killed", dies_at=3 * STEPS_PER_EPOCH + 1)
     assert run(tmp_path / "killed").step == state.step
     assert run(tmp_path / "killed").step == state.step  # and again, when all is done
+
+
+# Probes
+
+
+STOPS_AT = 5
+
+
+class Prober:
+    """Finds a number that hangs on the weights, and remembers all it found; may want to stop in mid-epoch."""
+
+    def __init__(self, module: nn.ModuleDict, stops: bool = False) -> None:
+        self.module, self.stops, self.asked = module, stops, list[int]()
+
+    def __call__(self, step: int, memory: Mapping[str, Any]) -> Probed:
+        assert not self.module.training
+        self.asked.append(step)
+        torch.rand(3), torch.manual_seed(step)  # a probe that draws must not change what is trained
+        value = float(self.module["net"](torch.ones(1, 3)).detach())
+        seen = [*memory.get("seen", []), value]
+        lines = [("warning", {"what": "low", "value": value})] if step % 2 else []
+        stop = {"because": "so"} if self.stops and step >= STOPS_AT else None
+        return Probed({"value": value, "first": seen[0], "count": len(seen)}, {"seen": seen}, lines, stop)
+
+
+PROBE_STEPS = (0, 2, 3, STOPS_AT, 7)
+
+
+def train_probed(
+    folder: Path, die: Callable[[int], None] = lambda k: None, stops: bool = False, **given: Any
+) -> tuple[State, nn.ModuleDict, Prober]:
+    module = make_module()
+    prober = Prober(module, stops)
+    state = fit(
+        module,
+        make_step(module, die),
+        steps_per_epoch=STEPS_PER_EPOCH,
+        settings=settings(**given),
+        seed=5,
+        folder=folder,
+        validate=make_validate(module),
+        no_decay=[module["scale"][0]],
+        probe=prober,
+        probe_steps=PROBE_STEPS,
+    )
+    return state, module, prober
+
+
+def test_probes_are_made_when_asked_for_and_at_the_end(tmp_path: Path) -> None:
+    state, _, prober = train_probed(tmp_path)
+    assert prober.asked == [*PROBE_STEPS, 9]
+    order = [(line["kind"], line["step"], line["epoch"]) for line in lines(tmp_path) if line["kind"] != "warning"]
+    assert order[0] == ("probe", 0, 0) and order[-1] == ("probe", 9, 3)
+    assert order.index(("train", 2, 1)) + 1 == order.index(("probe", 2, 1)) == order.index(("train", 3, 1)) - 1
+    assert order.index(("validation", 3, 1)) + 1 == order.index(("probe", 3, 1)), "an epoch is validated first"
+    probed = read_metrics(tmp_path / "metrics.jsonl", "probe")
+    assert [line["count"] for line in probed] == [1, 2, 3, 4, 5, 6]
+    assert {line["first"] for line in probed} == {probed[0]["value"]}, "memory is not handed on"
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl", "warning")] == [3, 5, 7, 9]
+    assert all(line["seconds"] > 0 for line in probed)
+    assert state.probe_seconds == pytest.approx(sum(line["seconds"] for line in probed))
+    assert state.stopped is None
+
+
+def test_probes_change_nothing(tmp_path: Path, uninterrupted: tuple[State, nn.ModuleDict, Path]) -> None:
+    state, module, _ = train_probed(tmp_path)
+    for name, value in weights(uninterrupted[1]).items():
+        assert torch.equal(module.state_dict()[name], value), name
+    assert (state.best, state.best_epoch) == (uninterrupted[0].best, uninterrupted[0].best_epoch)
+    rest = [line for line in lines(tmp_path) if line["kind"] not in ("probe", "warning")]
+    assert rest == lines(uninterrupted[2])
+
+
+def test_their_time_is_not_that_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    module = make_module()
+
+    def step(k: int, backward: Callable[[Tensor], None]) -> Mapping[str, float]:
+        now[0] += 1
+        return make_step(module)(k, backward)
+
+    def probe(step: int, memory: Mapping[str, Any]) -> Probed:
+        now[0] += 100
+        return Probed({})
+
+    state = fit(
+        module, step, steps_per_epoch=3, settings=settings(), seed=5, folder=tmp_path, probe=probe, probe_steps=[1]
+    )  # fmt: skip
+    assert (state.seconds, state.probe_seconds) == (9, 200)
+
+
+def test_a_stop_validates_what_there_is_and_is_kept(tmp_path: Path) -> None:
+    state, module, prober = train_probed(tmp_path, stops=True)
+    assert prober.asked == [0, 2, 3, STOPS_AT]
+    assert (state.step, state.validated, state.stopped) == (STOPS_AT, 2, {"step": STOPS_AT, "because": "so"})
+    assert (state.best_epoch, state.best["score"]) == (2, 0.9), "the part of the second epoch is better than the first"
+    assert lines(tmp_path)[-1] == {
+        "kind": "validation", "step": STOPS_AT, "epoch": 2, "score": 0.9,
+        "value": float(module["net"](torch.ones(1, 3)).detach()),
+    }  # fmt: skip
+    before = {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.*")}
+    done: list[int] = []
+    again, same, asked = train_probed(tmp_path, done.append, stops=True)
+    assert (again.step, again.stopped, done, asked.asked) == (STOPS_AT, state.stopped, [], [])
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in weights(module).items())
+    assert before == {path: path.read_bytes() for path in (tmp_path / "checkpoints").rglob("*.*")}
+
+
+def test_a_stop_at_the_end_stops_nothing(tmp_path: Path) -> None:
+    module = make_module()
+    state = fit(
+        module, make_step(module), steps_per_epoch=3, settings=settings(), seed=5, folder=tmp_path,
+        probe=lambda step, memory: Probed({}, stop={"because": "so"} if step == 9 else None), probe_steps=[9],
+    )  # fmt: skip
+    assert (state.step, state.stopped) == (9, None)
+
+
+@pytest.mark.parametrize(("stops", "epochs"), [(False, 1), (True, 2)])
+def test_killed_at_any_touch_of_the_disk_while_probing(
+    stops: bool, epochs: int, tmp_path: Path, killer: Killer
+) -> None:
+    """No probe's line is missing or there twice, what it remembers is what it would have, and a stop holds."""
+    straight = tmp_path / "straight"
+    expected = train_probed(straight, stops=stops, epochs=epochs)
+    total = killer.count
+    for n in range(1, total + 1):
+        folder = tmp_path / str(n)
+        killer.count, killer.at = 0, n
+        with pytest.raises(Killed):
+            train_probed(folder, stops=stops, epochs=epochs)
+        killer.at = 10**9
+        found = train_probed(folder, stops=stops, epochs=epochs)
+        check_same(folder, found[:2], (*expected[:2], straight))
+        assert (found[0].memory, found[0].stopped) == (expected[0].memory, expected[0].stopped)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vlm2rec.objectives import CRTR, WPCL, InfoNCE, Views, VLM2RecLoss
+from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Views, VLM2RecLoss
 
 Array = np.ndarray
 Loss = Callable[..., Tensor]
@@ -119,6 +119,10 @@ def every_loss() -> list[nn.Module]:
         WPCL(0.1, alpha=5.0, beta=2.0),
         CRTR(0.5),
         VLM2RecLoss(WPCL(0.1, alpha=5.0, beta=2.0), CRTR(0.5), 0.25),
+        WPCL(0.1, alpha=5.0, beta=2.0, kind="detached"),
+        WPCL(0.1, alpha=5.0, beta=2.0, kind="constant"),
+        VLM2RecLoss(None, CRTR(0.5), 0.25),
+        EachModality(InfoNCE(0.1), 0.1, 0.5),
     ]
 
 
@@ -275,6 +279,7 @@ def test_low_temperature_is_finite_forward_and_backward(loss: nn.Module) -> None
         "WPCL": WPCL(0.001, alpha=20.0, beta=5.0),
         "CRTR": CRTR(0.001),
         "VLM2RecLoss": VLM2RecLoss(WPCL(0.001), CRTR(0.001), 1.0),
+        "EachModality": EachModality(InfoNCE(0.001), 0.001, 1.0),
     }[name(loss)]
     query, target, negatives, positive = case()
     query, target = leaves(cast(query, torch.float32)), leaves(cast(target, torch.float32))
@@ -608,3 +613,110 @@ def test_the_penalty_only_ever_adds(seed: int, alpha: float, beta: float) -> Non
     assert (loss.penalty(query, target, negatives, positive) >= 1).all()
     plain = InfoNCE(0.1)(query, target, negatives, positive).item()
     assert loss(query, target, negatives, positive).item() >= plain - 1e-12
+
+
+# ---------------------------------------------------------------- controls of Table 5
+
+
+def summed(given: Views) -> Views:
+    """The same text and image with the fused view made of them, as the encoder makes it."""
+    return Views(given.text + given.image, given.text, given.image)
+
+
+def test_a_detached_penalty_has_the_value_of_the_adaptive_one() -> None:
+    query, target, negatives, positive = case()
+    adaptive, detached = (WPCL(0.2, 3.0, 2.0, kind=kind) for kind in ("adaptive", "detached"))
+    assert torch.equal(
+        adaptive.penalty(query, target, negatives, positive), detached.penalty(query, target, negatives, positive)
+    )
+    assert torch.equal(adaptive(query, target, negatives, positive), detached(query, target, negatives, positive))
+
+
+@pytest.mark.parametrize("kind", ["detached", "constant"])
+def test_a_control_has_the_slope_of_infonce_with_fixed_weights(kind: str) -> None:
+    """Finite differences of Eq. 10 in loops, every user's weight held; the adaptive slope is another."""
+    query, target, negatives, positive = case()
+    query, target = summed(query), summed(target)
+    row, own = negatives.numpy(), positive.tolist()
+    users = [u for u in range(5) if row[u].any()]
+    weights = WPCL(0.2, 3.0, 2.0).penalty(query, target, negatives, positive).tolist()
+    if kind == "constant":
+        weights = [sum(weights[u] for u in users) / len(users)] * 5
+
+    def value(text: Array) -> float:
+        fused, items = text + query.image.numpy(), target.fused.numpy()
+        return sum(eq3_or_10(fused[u], items, row[u], own[u], 0.2, weights[u]) for u in users) / len(users)
+
+    slopes = {}
+    for each in ("adaptive", kind):
+        given = query._replace(text=query.text.clone().requires_grad_())
+        loss = WPCL(0.2, 3.0, 2.0, kind=each)(summed(given), target, negatives, positive)
+        slopes[each] = torch.autograd.grad(loss, given.text)[0]
+        if each == kind:
+            assert loss.item() == pytest.approx(value(query.text.numpy()), rel=0, abs=1e-12)
+    step, found = 1e-6, np.zeros(query.text.shape)
+    for place in np.ndindex(*found.shape):
+        ends = [query.text.numpy().copy() for _ in range(2)]
+        ends[0][place] += step
+        ends[1][place] -= step
+        found[place] = (value(ends[0]) - value(ends[1])) / (2 * step)
+    np.testing.assert_allclose(slopes[kind], found, rtol=1e-5, atol=1e-8)
+    assert not np.allclose(slopes["adaptive"], found, rtol=0.1, atol=1e-3)
+
+
+def test_a_constant_penalty_is_the_mean_over_those_who_have_a_negative() -> None:
+    query, target, negatives, positive = case()  # user 3 has none
+    own = WPCL(0.2, 3.0, 2.0).penalty(query, target, negatives, positive)[[0, 1, 2, 4]]
+    assert len(set(own.tolist())) == 4
+    used = WPCL(0.2, 3.0, 2.0, kind="constant").penalty(query, target, negatives, positive)
+    assert used.tolist() == pytest.approx([own.mean().item()] * 5, rel=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["detached", "constant"])
+def test_controls_leave_alpha_and_beta_alone(kind: str) -> None:
+    query, target, negatives, positive = case()
+    query = leaves(query)
+    loss = WPCL(0.2, 3.0, 2.0, kind=kind)
+    loss(query, target, negatives, positive).backward()
+    assert query.fused.grad.any()
+    assert loss.alpha.grad is None and loss.beta.grad is None
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize("kind", ["detached", "constant"])
+def test_controls_of_nobody_with_a_negative(kind: str) -> None:
+    query, target = leaves(views(3, 1)), leaves(views(3, 2))
+    value = WPCL(0.2, kind=kind)(query, target, torch.zeros(3, 3, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0 and torch.equal(query.fused.grad, torch.zeros_like(query.fused))
+
+
+def test_without_wpcl_there_is_weighted_crtr_alone() -> None:
+    query, target, negatives, positive = case()
+    loss = VLM2RecLoss(None, CRTR(0.5), 0.25)
+    expected = 0.25 * reference_crtr(query, target, 0.5)
+    assert loss(query, target, negatives, positive, torch.zeros(9)).item() == pytest.approx(expected, rel=1e-12)
+    assert not list(loss.parameters())
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+@pytest.mark.parametrize("base", [every_loss()[0], every_loss()[3]], ids=name)
+def test_each_modality_adds_its_own_infonce(base: nn.Module, weight: float) -> None:
+    query, target, negatives, positive = case()
+    row, own = negatives.numpy(), positive.numpy()
+    expected = base(query, target, negatives, positive).item()
+    for view in ("text", "image"):
+        alone = (Views(getattr(side, view)) for side in (query, target))
+        expected += weight * reference_infonce(*alone, row, own, 0.3)
+    found = EachModality(base, 0.3, weight)(query, target, negatives, positive)
+    assert found.item() == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_each_modality_takes_shares_off_too() -> None:
+    query, target, negatives, positive = case()
+    log_q = torch.rand(9, dtype=torch.float64).log()
+    expected = sum(
+        InfoNCE(0.3)(Views(q), Views(t), negatives, positive, log_q) for q, t in zip(query, target, strict=True)
+    )
+    found = EachModality(InfoNCE(0.3), 0.3, 1.0)(query, target, negatives, positive, log_q)
+    assert found.item() == pytest.approx(float(expected), rel=0, abs=1e-12)

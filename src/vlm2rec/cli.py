@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
-experiment = typer.Typer(help="The paper's tables on any data set.", no_args_is_help=True)
+experiment = typer.Typer(help="The paper's tables and figures on any data set.", no_args_is_help=True)
 app.add_typer(experiment, name="experiment")
 
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; `vlm2rec init` writes a commented one.")]
@@ -76,7 +76,9 @@ def prepare(
     source: Annotated[Literal["local", "shop"], typer.Argument(help="local: tables and pictures in a folder.")],
     path: Annotated[Path | None, typer.Argument(help="Folder of the raw data (not for shop).")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = ...,  # type: ignore[assignment]
-    require: Annotated[str, typer.Option(help="What an item must have: title,image or title.")] = "title,image",
+    require: Annotated[
+        str, typer.Option(help="What an item must have: title,image, title, image, or any (either).")
+    ] = "title,image",
     k_core: Annotated[int, typer.Option(min=0, help="Events that every user and item must have.")] = 5,
     picture_size: Annotated[int, typer.Option(min=16, help="Stored pictures fit this side, in pixels.")] = 224,
     picture_fit: Annotated[
@@ -209,6 +211,49 @@ def evaluate(run_folder: RunFolder) -> None:
 
 
 @app.command()
+def diagnose(
+    run_folder: Annotated[
+        Path | None, typer.Argument(help="A run directory; or give --text, --image, --sequences.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text vectors of items: .npy, .parquet, or a table's folder.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture vectors of the same items.")] = None,
+    sequences: Annotated[
+        Path | None, typer.Option(help="A prepared data set, or a table of user_id, item_id, timestamp.")
+    ] = None,
+    text_users: Annotated[Path | None, typer.Option(help="Text vectors of the users' histories.")] = None,
+    image_users: Annotated[Path | None, typer.Option(help="Picture vectors of the users' histories.")] = None,
+    max_history: Annotated[int, typer.Option(min=1, help="Events of a history that are kept (files only).")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Draws candidates and samples (files only).")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Does the model look at both modalities? A verdict with its evidence, for a run or for anybody's embeddings."""
+    from vlm2rec.diagnostics.describe import describe as describe_diagnosis
+
+    notes: list[str] = []
+    if run_folder is not None:
+        if any((text, image, sequences, text_users, image_users)):
+            raise InputError("diagnose: give a run, or files with --text, --image and --sequences, not both")
+        from vlm2rec.job import diagnose_run
+
+        found = diagnose_run(run_folder)
+    elif text is None or image is None or sequences is None:
+        raise InputError("diagnose: give a run directory, or all of --text, --image and --sequences")
+    else:
+        from vlm2rec.diagnostics.files import diagnose_files
+
+        users = {"text_users": text_users, "image_users": image_users}
+        diagnosis, notes = diagnose_files(text, image, sequences, max_history=max_history, seed=seed, **users)
+        found = diagnosis.figures()
+    if as_json:
+        shown = {name: found[name] for name in ("dropout", "geometry", "diagnosis")}
+        print(json.dumps({**shown, "notes": notes}, indent=1))
+    else:
+        print(describe_diagnosis(found, notes))
+
+
+@app.command()
 def sweep(
     config: ConfigFile,
     set_: Overrides = None,
@@ -244,7 +289,7 @@ def compare(
 ) -> None:
     """Mean and spread over seeds, and paired tests between methods."""
     from vlm2rec.compare import compare as compare_runs
-    from vlm2rec.job import find_runs
+    from vlm2rec.runs import find_runs
 
     compared = compare_runs(find_runs(runs))
     print(compared.text())
@@ -255,20 +300,25 @@ def compare(
 
 @experiment.command("list")
 def list_experiments() -> None:
-    """The tables there are, and their rows."""
-    from vlm2rec.experiments.paper import EXPERIMENTS
+    """The tables and figures there are, and their rows."""
+    from vlm2rec.experiments.paper import ALL, EXPERIMENTS
 
-    for name, table in EXPERIMENTS.items():
-        print(f"{name}  {table.title}\n  rows: {', '.join(row.name for row in table.rows)}")
+    for name, each in EXPERIMENTS.items():
+        rows = ", ".join(row.name for row in each.rows) or "none; it is about data sets"
+        print(f"{name}  {each.title}\n  rows: {rows}{', for every backbone of the file' if each.each else ''}")
+    print(f"all  {', '.join(ALL)}")
 
 
 @experiment.command("run")
 def run_experiment(
-    name: Annotated[str, typer.Argument(help="A table; `vlm2rec experiment list` names them.")],
-    config: Annotated[
-        Path | None,
-        typer.Argument(help="A run's TOML file, with rows.NAME.section for single rows; by default a shop."),
-    ] = None,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME... [CONFIG]",
+            help="Tables and figures, or all; `vlm2rec experiment list` names them. Then a run's TOML file, with"
+            " rows.NAME.section for single rows; without one, a built-in shop.",
+        ),
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value for all rows, rows.NAME.section.key for some.")
     ] = None,
@@ -279,39 +329,49 @@ def run_experiment(
     only: Annotated[str, typer.Option(help="Rows to run, with commas between.")] = "",
     without: Annotated[str, typer.Option(help="Rows to leave out, with commas between.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Folder of runs and tables, shared by tables; by default experiments/<config>.")
+        Path | None, typer.Option(help="Folder of runs and pages, shared by all; by default experiments/<config>.")
     ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a GPU.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the runs, their memory and about how long they take; run nothing.")
+    ] = False,
 ) -> None:
-    """Make a table: Markdown, LaTeX and CSV. Run again to continue; what is done is not done again."""
-    from vlm2rec.experiments.runner import run_experiment as run_table
+    """Make tables and figures: Markdown, LaTeX, CSV, pictures. Run again to continue; nothing is done twice."""
+    from vlm2rec.experiments import runner
 
     wanted = _listed(seeds)
     if not all(seed.isdecimal() for seed in wanted):
         raise InputError(f"--seeds {seeds}: give whole numbers with commas between, as in 0,1,2")
+    config = Path(names[-1]) if names[-1].endswith(".toml") or Path(names[-1]).is_file() else None
+    asked = names[:-1] if config else names
+    if not asked:
+        raise InputError(f"{names[0]}: name a table or figure before it; `vlm2rec experiment list` has them")
     folder = out or Path("experiments") / ("shop" if config is None else config.stem)
-    print(
-        run_table(
-            name,
-            config,
-            folder,
-            overrides=set_ or [],
-            seeds=[int(seed) for seed in wanted],
-            quick=quick,
-            only=_listed(only),
-            without=_listed(without),
-        )
+    order = runner.Asked(
+        asked,
+        config,
+        folder,
+        overrides=set_ or [],
+        seeds=[int(seed) for seed in wanted],
+        quick=quick,
+        only=_listed(only),
+        without=_listed(without),
     )
+    if plan:
+        print(runner.plan_experiments(order, jobs))
+    else:
+        print("\n".join(map(str, runner.run_experiments(order, jobs))))
 
 
 @experiment.command("show")
 def show_experiment(
-    name: Annotated[str, typer.Argument(help="A table.")],
+    name: Annotated[str, typer.Argument(help="A table or figure.")],
     out: Annotated[Path, typer.Option(help="The folder that `experiment run` wrote.")] = Path("experiments/shop"),
 ) -> None:
-    """The table as far as `experiment run` came; its files are written anew."""
-    from vlm2rec.experiments.runner import show_experiment as show_table
+    """The page as far as `experiment run` came; its files are written anew."""
+    from vlm2rec.experiments.runner import show_experiment as show_page
 
-    print(show_table(name, out))
+    print(show_page(name, out))
 
 
 @app.command()
@@ -319,12 +379,17 @@ def report(
     runs: RunFolders,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "vlm2rec report",
+    export: Annotated[
+        Path | None, typer.Option(help="Folder for every figure (.svg, .png, .pdf) and table (.md, .tex, .csv) too.")
+    ] = None,
 ) -> None:
-    """One self-contained HTML file for one run or several."""
-    from vlm2rec.job import find_runs
+    """One self-contained HTML file for one run or several; with --export, its figures and tables as files."""
     from vlm2rec.report.html import write_report
+    from vlm2rec.runs import find_runs
 
-    print(write_report(find_runs(runs), out, title=title))
+    print(write_report(find_runs(runs), out, title=title, export=export))
+    if export is not None:
+        print(export)
 
 
 @app.command()

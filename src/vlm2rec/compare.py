@@ -27,7 +27,8 @@ _LAST = ("sft", "vlm2rec", "hybrid")
 _READ_NO_PROMPT = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "hybrid")
 _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are still seeds of one method
     {"seed", "preset", "training.micro_batch", "training.gradient_checkpointing", "training.checkpoint_every"}
-    | {"evaluation.batch_tokens", "backbone.cache_vision"}
+    | {"evaluation.batch_tokens", "backbone.cache_vision", "monitor.probes", "monitor.users", "monitor.gradients"}
+    | {"evaluation.missing"}
 )
 
 

@@ -5,7 +5,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from vlm2rec.backbones.load import towers
 from vlm2rec.config import Config
 from vlm2rec.encoder import Encoder
 from vlm2rec.training.loop import memory_gib
@@ -37,20 +36,25 @@ def _plan(config: Config) -> list[str]:
     encoder = Encoder.build(config.backbone, config.prompt)
     encoder.add_lora(config.backbone.lora, config.seed)
     model = encoder.backbone.model
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / _GIB
-    adapters = sum(p.numel() * p.element_size() for p in trainable) * 3 / _GIB  # gradient and two moments
+    weights, adapters = memory_of(encoder)
     lines = [
         "",
         f"backbone      {config.backbone.path}: {model.config.model_type}, {encoder.backbone.dim}-d embeddings,"
         f" context {encoder.backbone.context}, {str(model.dtype).removeprefix('torch.')}",
         f"passes        {', '.join(encoder.passes)} (prompt.fusion = {config.prompt.fusion})",
     ]
-    for tower, counts in towers(model).items():
+    for tower, counts in encoder.towers().items():
         lines.append(f"{tower:<14}{counts['all']:,} parameters, {counts['trainable']:,} trainable")
     lines.append(f"memory        {weights:.2f} GiB weights + {adapters:.3f} GiB gradients and moments + activations")
     lines.append(f"              ({memory_gib():.2f} GiB at most in use while this was found out)")
     return lines
+
+
+def memory_of(model: torch.nn.Module) -> tuple[float, float]:
+    """GiB of all weights, and of what training adds to them: a gradient and two moments a trainable parameter."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / _GIB
+    return weights, sum(p.numel() * p.element_size() for p in trainable) * 3 / _GIB
 
 
 def _version(package: str) -> str:

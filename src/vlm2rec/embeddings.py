@@ -138,6 +138,22 @@ class EmbeddingTable:
             ) from None
 
 
+def one_sided(vectors: NDArray[Any], view: str, width: int) -> NDArray[Any]:
+    """Histories `(n, D)` of one view as they meet items `width` wide: unchanged, or as a part of a concatenation.
+
+    Concatenated items are `[text; image]`, so a query of text alone is `[text; 0]`, one of pictures `[0; image]`.
+
+    Raises:
+        ValueError: the items are narrower, or wider than a fused view.
+    """
+    missing = width - vectors.shape[1]
+    if missing == 0:
+        return vectors
+    if missing < 0 or view not in ("text", "image"):
+        raise ValueError(f"{view} vectors of {vectors.shape[1]} numbers do not fit items of {width}")
+    return np.pad(vectors, ((0, 0), (0, missing) if view == "text" else (missing, 0)))
+
+
 def _write_json(path: Path, content: Any) -> None:
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file)

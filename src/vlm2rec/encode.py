@@ -1,7 +1,9 @@
 """Encoder and catalogue to an `EmbeddingTable`, in shards that survive a kill."""
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,18 +29,31 @@ def encode(
     ids: Sequence[str],
     out: Path,
     title: str = "encoding",
+    items: bool = False,
 ) -> EmbeddingTable:
     """Embed histories of item indices (an item is a history of one) and write a table to `out`.
 
-    As `in_shards`.
+    `items` says that they are a whole catalogue: items that lack a modality then borrow it (see `lend`). Else as
+    `in_shards`.
     """
     encoder.eval()
+    finish = partial(lend, encoder) if items else None
+    return in_shards(histories, ids, partial(_views, encoder, catalogue), out, title, finish=finish)
 
-    def views(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        found = encoder.histories(catalogue, rows)
-        return {name: view for name, view in zip(("fused", "text", "image"), found, strict=True) if view is not None}
 
-    return in_shards(histories, ids, views, out, title)
+def embed(encoder: Encoder, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Views `(n, D)` float32 of a few histories of item indices, in memory. The encoder is left in evaluation mode.
+
+    Raises FloatingPointError where a vector is not finite.
+    """
+    encoder.eval()
+    with torch.inference_mode():
+        shards = [
+            _views(encoder, catalogue, histories[start : start + _SHARD]) for start in range(0, len(histories), _SHARD)
+        ]
+    found = {name: torch.cat([shard[name] for shard in shards]).float().cpu().numpy() for name in shards[0]}
+    _check_finite(found)
+    return found
 
 
 def in_shards(
@@ -49,32 +64,106 @@ def in_shards(
     title: str,
     shard: int = _SHARD,
     manifest: Mapping[str, Any] | None = None,
+    finish: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
 ) -> EmbeddingTable:
     """A table of `embed`'s views `(b, D)` of all rows, made `shard` rows at a time and written to `out`.
 
-    Shards already written under `out` + `.parts` are taken as they are: they must stem from the same weights.
+    Shards already written under `out` + `.parts` are taken as they are: they must stem from the same weights. The
+    table's manifest has the `seconds` that `embed` took, or would have taken had it made all shards. `finish` is given
+    the views of all rows before they are written.
     Raises FloatingPointError where a vector is not finite.
     """
     parts = out.with_name(out.name + ".parts")
     starts = range(0, len(rows), shard)
+    seconds, made = 0.0, 0
     with progress(title, len(rows)) as tell:
         for start in starts:
             path = parts / f"{start:09d}.npz"
             if not path.exists():
+                began = time.monotonic()
                 with torch.inference_mode():
                     views: dict[str, Any] = {
                         name: view.float().cpu().numpy() for name, view in embed(rows[start : start + shard]).items()
                     }
-                if not all(np.isfinite(view).all() for view in views.values()):
-                    raise FloatingPointError(
-                        "the encoder gave vectors that are not finite; lower the learning rate or use float32"
-                    )
+                seconds, made = seconds + time.monotonic() - began, made + len(rows[start : start + shard])
+                _check_finite(views)
                 with replacing(path) as temporary, temporary.open("wb") as file:
                     np.savez(file, **views)
             tell(min(start + shard, len(rows)), "")
     shards = [np.load(parts / f"{start:09d}.npz") for start in starts]
     names = shards[0].files
     stacked = {name: np.concatenate([each[name] for each in shards]) for name in names}
-    EmbeddingTable(np.array(ids, dtype=str), stacked, manifest).save(out)
+    if finish is not None:
+        stacked = finish(stacked)
+    timed = {"seconds": seconds * len(rows) / made} if made else {}
+    EmbeddingTable(np.array(ids, dtype=str), stacked, {**(manifest or {}), **timed}).save(out)
     shutil.rmtree(parts)
     return EmbeddingTable.load(out)
+
+
+def lend(
+    encoder: Encoder,
+    views: dict[str, np.ndarray],
+    whole: Mapping[str, np.ndarray] | None = None,
+    themselves: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Fuse items that lack a modality with what the most similar item has of it; `prompt.missing = "borrow"`.
+
+    Left out of the sum, a missing view puts an item at a disadvantage against whole ones (or at an advantage, if an
+    average stands in its place): histories are sums of both. One real item's view keeps all on one footing. The text
+    and image views stay as they are, zero where there is nothing.
+
+    Args:
+        views: "fused", "text", "image" of some items, (n, D); a missing view is zero.
+        whole: of the items to borrow from, those that have both; None: the items themselves.
+        themselves: (n,) rows of `whole` that items must not borrow from: their own, where it is known after all.
+    """
+    lenders = views if whole is None else whole
+    if encoder.prompt.missing != "borrow" or not {"text", "image"} <= views.keys():
+        return views
+    able = np.flatnonzero(lenders["text"].any(axis=1) & lenders["image"].any(axis=1))
+    there = {view: np.asarray(views[view].any(axis=1)) for view in ("text", "image")}
+    rows = np.flatnonzero(there["text"] != there["image"])
+    if not len(rows) or not len(able):
+        return views
+    filled = {view: views[view][rows].copy() for view in ("text", "image")}
+    for own, other in (("text", "image"), ("image", "text")):
+        lacking = np.flatnonzero(there[own][rows])
+        if len(lacking):
+            forbidden = None if themselves is None else themselves[rows[lacking]]
+            nearest = _most_similar(views[own][rows[lacking]], lenders[own], able, forbidden)
+            filled[other][lacking] = lenders[other][nearest]
+    vectors = torch.from_numpy(np.concatenate([filled["text"], filled["image"]])).to(encoder.device)
+    with torch.inference_mode():
+        fused = encoder.assemble(vectors).fused.float().cpu().numpy()
+    return {**views, "fused": _replaced(views["fused"], rows, fused)}
+
+
+def _most_similar(
+    queries: np.ndarray, vectors: np.ndarray, able: np.ndarray, forbidden: np.ndarray | None
+) -> np.ndarray:
+    """The row of `vectors`, among those `able`, with the largest cosine to each query; never the forbidden one."""
+    unit = vectors[able] / np.linalg.norm(vectors[able], axis=1, keepdims=True)
+    found = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _SHARD):
+        cosines = queries[start : start + _SHARD] @ unit.T
+        if forbidden is not None:
+            cosines[forbidden[start : start + _SHARD, None] == able[None, :]] = -np.inf
+        found[start : start + _SHARD] = able[cosines.argmax(axis=1)]
+    return found
+
+
+def _replaced(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    changed = np.array(vectors)
+    changed[rows] = others
+    return changed
+
+
+def _views(encoder: Encoder, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    found = encoder.histories(catalogue, histories)
+    return {name: view for name, view in zip(("fused", "text", "image"), found, strict=True) if view is not None}
+
+
+def _check_finite(views: Mapping[str, np.ndarray]) -> None:
+    if not all(np.isfinite(view).all() for view in views.values()):
+        raise FloatingPointError("the encoder gave vectors that are not finite; lower the learning rate or use float32")

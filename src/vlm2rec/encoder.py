@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from vlm2rec.backbones.branches import Tree, branch_states, grown, why_not
-from vlm2rec.backbones.load import Backbone, load_backbone
+from vlm2rec.backbones.load import Backbone, load_backbone, towers
 from vlm2rec.backbones.lora import add_lora, load_lora
 from vlm2rec.backbones.vision import Visual
 from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.errors import InputError
+from vlm2rec.fusion import Gate, fuse
 from vlm2rec.objectives import Views
 from vlm2rec.prompts import Modality, Picture, Segment, Text, Title, history_prompt, passes
 from vlm2rec.runs import read_json, replacing_folder, write_json
@@ -55,6 +55,7 @@ class Encoder(nn.Module):
         self.prompt = prompt
         self.batch_tokens = batch_tokens
         self.adapter: PeftModel | None = None
+        self.gate = Gate(backbone.dim).to(self.device) if prompt.combine == "gated" else None
         self._opening, self._closing = backbone.wrapper(prompt.chat)
         self._texts: dict[str, list[int]] = {}
         self._catalogue: Catalogue | None = None
@@ -73,18 +74,28 @@ class Encoder(nn.Module):
         """Read what `save` wrote. Raises InputError where the folder or its backbone is missing."""
         folder = Path(folder)
         saved = read_json(folder / _FILE, "saved encoder")
-        settings = BackboneConfig.model_validate(saved["backbone"])
-        encoder = cls.build(settings, PromptConfig.model_validate(saved["prompt"]), saved["batch_tokens"])
+        try:
+            settings, prompt = BackboneConfig(**saved["backbone"]), PromptConfig(**saved["prompt"])
+            batch_tokens = int(saved["batch_tokens"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f"{folder / _FILE}: not the settings of an encoder of this version; train it again"
+            ) from None
+        encoder = cls.build(settings, prompt, batch_tokens)
         if (folder / "adapter_config.json").exists():
             encoder.adapter = load_lora(encoder.backbone, folder)
+        if encoder.gate is not None:
+            encoder.gate.read(folder)
         return encoder.eval()
 
     def save(self, folder: Path | str) -> None:
-        """Write the settings and the adapters, PEFT's own files; the backbone stays where it is."""
+        """Write the settings, the adapters (PEFT's own files) and the gate; the backbone stays where it is."""
         with replacing_folder(Path(folder)) as temporary:
             if self.adapter is not None:
                 self.adapter.save_pretrained(str(temporary))
                 (temporary / "README.md").unlink(missing_ok=True)
+            if self.gate is not None:
+                self.gate.save(temporary)
             write_json(
                 temporary / _FILE,
                 {
@@ -108,9 +119,17 @@ class Encoder(nn.Module):
         """The forward passes one embedding takes."""
         return passes(self.prompt)
 
+    def towers(self) -> dict[str, dict[str, int]]:
+        """Parameters, all and trainable, of the backbone's towers and of the gate, where there is one."""
+        found = towers(self.backbone.model)
+        if self.gate is not None:
+            count = sum(weight.numel() for weight in self.gate.parameters())
+            found["gate"] = {"all": count, "trainable": count}
+        return found
+
     def histories(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> Views:
         """Embed histories of item indices, oldest first: Views of `(B, D)`."""
-        return self.assemble(self(self.prompts(catalogue, histories)))
+        return self.assemble(self(self.prompts(catalogue, histories)), self.there(catalogue, histories))
 
     def items(self, catalogue: Catalogue, indices: Sequence[int]) -> Views:
         """Embed items: Views of `(N, D)`. The same as histories of that one item."""
@@ -214,14 +233,34 @@ class Encoder(nn.Module):
                         visuals.append(visual)
         return Prompt([*ids, *self._closing], visuals)
 
-    def assemble(self, vectors: Tensor) -> Views:
-        """Fuse the vectors of `prompts`, `(len(passes) * B, D)`, into Views of `(B, D)` (Eq. 2)."""
+    def there(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> Tensor | None:
+        """Which modalities some histories have, `(B, 2)` for text and image; None where that changes nothing.
+
+        One that has neither is read as it is, placeholders and all.
+        """
+        if self.prompt.missing == "placeholder" or len(self.passes) == 1:
+            return None
+        titles, pictures = catalogue.titles, catalogue.pictures
+        known = {item: (bool(titles[item]), pictures[item] is not None) for history in histories for item in history}
+        rows = [[any(known[item][view] for item in history) for view in range(2)] for history in histories]
+        found = torch.tensor([row if any(row) else [True, True] for row in rows], device=self.device)
+        return None if bool(found.all()) else found
+
+    def assemble(self, vectors: Tensor, there: Tensor | None = None) -> Views:
+        """Fuse the vectors of `prompts`, `(len(passes) * B, D)`, into Views of `(B, D)` (Eq. 2).
+
+        Concatenated, the fused view is `(B, 2 D)`. A view that is not `there` (see that method) is zero, and the fused
+        one is what the other view makes of it.
+        """
         if len(self.passes) == 1:
             return Views(vectors)
         text, image = vectors.chunk(2)
-        if self.prompt.sum == "unit":
-            return Views(normalize(text.float(), dim=-1) + normalize(image.float(), dim=-1), text, image)
-        return Views(text + image, text, image)
+        if there is not None:
+            text, image = text * there[:, :1], image * there[:, 1:]
+        fused = fuse(text, image, self.prompt.combine, self.gate)
+        if there is not None and self.gate is not None:
+            fused = torch.where(there.all(dim=1, keepdim=True), fused, (text + image).float())
+        return Views(fused, text, image)
 
     def look_at(self, catalogue: Catalogue, items: Collection[int]) -> None:
         """Have the visual tokens of every item that is about to be read."""

@@ -8,7 +8,7 @@ already lists it, so running again continues.
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,16 +18,23 @@ import numpy as np
 import polars as pl
 
 from vlm2rec.config import Config, load_config, parse_override
+from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.sources.shop import HALVES, Half, prepared_oracle
 from vlm2rec.data.splits import Split, sample_users
-from vlm2rec.diagnostics import diagnose
+from vlm2rec.diagnostics import Diagnosis, diagnose
+from vlm2rec.diagnostics.cold import by_frequency
+from vlm2rec.diagnostics.dropout import dropout_counts
+from vlm2rec.diagnostics.measure import read_users, write_users
+from vlm2rec.diagnostics.missing import CASES, missing_parts
+from vlm2rec.diagnostics.space import Rows
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.methods import build
 from vlm2rec.methods.base import Embedder
-from vlm2rec.runs import Run, read_json, replacing, write_json
-from vlm2rec.tasks import CANDIDATE_SETS, Cosine, Table, metrics_of, rank_users
+from vlm2rec.runs import Run, read_json, read_metrics, replacing, write_json
+from vlm2rec.runs import find_runs as find_runs
+from vlm2rec.tasks import CANDIDATE_SETS, DRAWN, Table, metrics_of, rank_users, ranks_table
 
 Say = Callable[[str], None]
 
@@ -55,15 +62,21 @@ def continue_run(out: Path, until: str) -> Run:
     return run(Run.open(out).config, out, until=until)
 
 
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Run directories among `paths` and in the folders below them. Raises InputError where there are none."""
-    found: list[Path] = []
-    for path in paths:
-        below = [path] if (path / "manifest.json").exists() else sorted(p.parent for p in path.glob("*/manifest.json"))
-        if not below:
-            raise InputError(f"{path}: no run directory here or below; give folders that `vlm2rec run` wrote")
-        found += below
-    return found
+def diagnose_run(out: Path) -> dict[str, Any]:
+    """The figures of a run, with its diagnosis; what is missing up to there is done first.
+
+    Raises:
+        InputError: it is no run directory, or its method has no vectors.
+    """
+    run = continue_run(out, until="evaluate")
+    results = run.results()
+    if "dropout" not in results:
+        raise InputError(f"{out}: {run.config.method.kind} has no embeddings, so there is nothing to diagnose")
+    if "diagnosis" not in results:  # evaluated before there were diagnoses
+        job = Job(run.config, Dataset.load(run.config.data.path), out)
+        results |= job._diagnose().figures()
+        write_json(out / "results.json", results)
+    return results
 
 
 def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> list[Path]:
@@ -148,17 +161,20 @@ class Job:
         scorer = self.method.scorer(self.run, self.users, "test")
         ranks = rank_users(scorer, self.split, self.users, "test", seed)
         if isinstance(self.method, Embedder):
-            items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
-            targets = items.unit("fused")
-            for name in [view for view in ("text", "image") if view in histories.views]:
-                one_sided = Cosine(histories.unit(name), targets)
-                task = f"dropout:{name[0].replace('i', 'v')}2f"
-                some = rank_users(one_sided, self.split, self.users, "test", seed, ("sampled", "matched"), task)
-                ranks = pl.concat([ranks, some])
-            results |= diagnose(histories, items, self.split, self.users, seed)
+            found = self._diagnose()
+            ranks = pl.concat([ranks, *self._dropout(found)])
+            results |= found.figures()
+            encoder = self.method.trained_encoder(self.run) if self.config.evaluation.missing else None
+            if encoder is not None:
+                parts = missing_parts(encoder, self.split, self.users, seed, self.out)
+                ranks = pl.concat([ranks, parts])
+                results["missing"] = {
+                    case: {kind: metrics_of(parts, f"missing:{case}", kind) for kind in DRAWN} for case in CASES
+                }
         if (self.out / "reference.json").exists():
             results["reference"] = read_json(self.out / "reference.json", "reference")
         results["retrieval"] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
+        results["cold"] = by_frequency(ranks, self.split)
         if "world" in self.dataset.items.columns:
             results["oracle"] = self._oracle()
         results["validation"] = self.run.manifest["done"]["train"].get("validation", {})
@@ -167,6 +183,31 @@ class Job:
             ranks.write_parquet(temporary)
         write_json(self.out / "results.json", results)
         return {}
+
+    def _diagnose(self) -> Diagnosis:
+        """Both modalities of what `encode` left, against step 0 where the method has one."""
+        items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
+        seed = self.config.evaluation.candidate_seed
+        start, probes = read_users(self.out / "reference.parquet"), read_metrics(self.out / "metrics.jsonl", "probe")
+        found = diagnose(histories, items, self.split, self.users, seed, start, probes)
+        write_users(found.measured.users, self.out / "modalities.parquet")
+        return found
+
+    def _dropout(self, found: Diagnosis) -> Iterator[pl.DataFrame]:
+        """Ranks of one-sided queries, as rows of `users.parquet`: on `sampled` as diagnosed, and on `matched`."""
+        items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
+        targets = np.array([self.split.target(int(user), "test") for user in self.users])
+        ids = found.measured.users["user_id"].to_list()
+        seed = self.config.evaluation.candidate_seed
+        one_sided: dict[str, Rows] = {view: histories[view] for view in ("text", "image") if view in histories.views}
+        for kind in DRAWN:
+            drawn = draw_candidates(self.split, self.users, "test", kind, seed)
+            counts = dict(found.measured.counts)
+            if kind != "sampled":
+                counts = dropout_counts(one_sided, items["fused"], targets, drawn)
+            counts.pop("f2f", None)  # which is the retrieval itself
+            for name, some in counts.items():
+                yield ranks_table(ids, f"dropout:{name}", kind, (drawn >= 0).sum(axis=1), *some)
 
     def seqrec(self) -> Mapping[str, Any]:
         """Task 2, where the configuration asks for it: added to `users.parquet` and `results.json`."""
@@ -185,6 +226,7 @@ class Job:
             results["seqrec"][kind] = {view: metrics_of(some, task, view) for view in CANDIDATE_SETS}
             if result.validation:
                 results["validation"] = {**results["validation"], f"seqrec:{kind}": dict(result.validation)}
+        results["cold"] = by_frequency(ranks, self.split)
         seconds = time.monotonic() - began
         results["cost"]["seconds"]["seqrec"] = seconds
         with replacing(self.out / "users.parquet") as temporary:
@@ -216,6 +258,8 @@ class Job:
     def _cost(self, seconds: float) -> dict[str, Any]:
         done = self.run.manifest["done"]
         taken = {stage: info["seconds"] for stage, info in done.items() if "seconds" in info}
+        if "probe_seconds" in done["train"]:
+            taken["probes"] = done["train"]["probe_seconds"]
         cost: dict[str, Any] = {"seconds": {**taken, "evaluate": seconds}}
         if "epoch_seconds" in done["train"]:
             cost["epoch_seconds"] = done["train"]["epoch_seconds"]

@@ -40,6 +40,23 @@ def summarise(above: ArrayLike, ties: ArrayLike) -> dict[str, float]:
     return {name: float(compute[name[0]](above, ties, int(name[2:])).mean()) for name in METRICS}
 
 
+def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean of some users' figures `(U,)` and its 95% interval by the t-distribution: (mean, low, high).
+
+    One user alone has no spread: the interval is infinite. Raises ValueError without users.
+    """
+    from scipy.special import stdtrit  # not scipy.stats, which takes a second to import
+
+    given = np.asarray(values, dtype=np.float64)
+    if given.size == 0:
+        raise ValueError("no users to average")
+    mean, freedom = float(given.mean()), given.size - 1
+    if freedom < 1:
+        return mean, -np.inf, np.inf
+    reach = float(stdtrit(freedom, 0.975) * given.std(ddof=1) / np.sqrt(given.size))
+    return mean, mean - reach, mean + reach
+
+
 def count(
     scores: NDArray[np.floating], target: NDArray[np.floating], valid: NDArray[np.bool_], tolerance: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,7 +11,7 @@ RecSys 2019). Targets of other users stand in a batch as often as they are popul
 popularity against an item; with `log_q` taken off the logits, it no longer does.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,20 +53,36 @@ class InfoNCE(nn.Module):
         return _contrast(query, target, negatives, positive, self.temperature, None, log_q)
 
 
+Penalty = Literal["adaptive", "detached", "constant"]
+
+
 class WPCL(nn.Module):
     """Weak-modality Penalized Contrastive Learning (Eqs. 6-10).
 
     InfoNCE whose negatives weigh `1 + beta * softplus(alpha * gap)` for each user, where the gap is by how much
     the weaker modality's margin falls short of the stronger one's. `alpha` and `beta` are learnable, stored raw
     and clamped at 0 in use (exclude them from weight decay: see `no_decay`).
+
+    Two controls, not in the paper, keep the weights' size and take away a part of what they know: "detached" lets no
+    gradient through them, "constant" gives every user of a batch the mean of their weights, and no gradient either.
+    There is then nothing to learn `alpha` and `beta` from, so they stay as they are.
     """
 
-    def __init__(self, temperature: float, alpha: float = 1.0, beta: float = 1.0, stop_gradient: bool = True) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        stop_gradient: bool = True,
+        kind: Penalty = "adaptive",
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.stop_gradient = stop_gradient
-        self.alpha = nn.Parameter(torch.tensor(float(alpha)))
-        self.beta = nn.Parameter(torch.tensor(float(beta)))
+        self.kind = kind
+        learnt = kind == "adaptive"
+        self.alpha = nn.Parameter(torch.tensor(float(alpha)), requires_grad=learnt)
+        self.beta = nn.Parameter(torch.tensor(float(beta)), requires_grad=learnt)
 
     def margins(
         self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None
@@ -93,7 +109,13 @@ class WPCL(nn.Module):
         gap = self.gap(query, target, negatives, positive)
         alpha, beta = self.alpha.clamp(min=0).to(gap.dtype), self.beta.clamp(min=0).to(gap.dtype)
         pull = alpha * gap
-        return 1 + beta * torch.logaddexp(pull, torch.zeros_like(pull))
+        weight = 1 + beta * torch.logaddexp(pull, torch.zeros_like(pull))
+        if self.kind == "adaptive":
+            return weight
+        judged = negatives.any(dim=1)
+        if self.kind == "constant" and bool(judged.any()):
+            weight = weight[judged].mean().expand_as(weight)
+        return weight.detach()
 
     def forward(
         self,
@@ -137,9 +159,9 @@ class CRTR(nn.Module):
 
 
 class VLM2RecLoss(nn.Module):
-    """`wpcl + weight * crtr` (Eq. 14)."""
+    """`wpcl + weight * crtr` (Eq. 14); `weight * crtr` where `wpcl` is None (Table 5, "w/o WPCL")."""
 
-    def __init__(self, wpcl: WPCL, crtr: CRTR, weight: float) -> None:
+    def __init__(self, wpcl: WPCL | None, crtr: CRTR, weight: float) -> None:
         super().__init__()
         self.wpcl = wpcl
         self.crtr = crtr
@@ -154,12 +176,38 @@ class VLM2RecLoss(nn.Module):
         log_q: Tensor | None = None,
     ) -> Tensor:
         """Loss, a scalar."""
-        wpcl: Tensor = self.wpcl(query, target, negatives, positive, log_q)
-        crtr: Tensor = self.crtr(query, target)
-        return wpcl + self.weight * crtr
+        crtr: Tensor = self.weight * self.crtr(query, target)
+        return crtr if self.wpcl is None else self.wpcl(query, target, negatives, positive, log_q) + crtr
 
 
-Objective = InfoNCE | WPCL | VLM2RecLoss
+class EachModality(nn.Module):
+    """`objective + weight * (InfoNCE on text + InfoNCE on pictures)`, both sides of one modality.
+
+    A control that is not in the paper: it asks of each modality to be of use alone, and knows nothing of which is weak.
+    """
+
+    def __init__(self, objective: InfoNCE | WPCL | VLM2RecLoss, temperature: float, weight: float) -> None:
+        super().__init__()
+        self.objective = objective
+        self.alone = InfoNCE(temperature)
+        self.weight = weight
+
+    def forward(
+        self,
+        query: Views,
+        target: Views,
+        negatives: Tensor,
+        positive: Tensor | None = None,
+        log_q: Tensor | None = None,
+    ) -> Tensor:
+        """Loss, a scalar."""
+        value: Tensor = self.objective(query, target, negatives, positive, log_q)
+        for z, e in zip(_modalities(query, "query"), _modalities(target, "target"), strict=True):
+            value = value + self.weight * self.alone(Views(z), Views(e), negatives, positive, log_q)
+        return value
+
+
+Objective = InfoNCE | WPCL | VLM2RecLoss | EachModality
 
 
 def _contrast(
@@ -212,5 +260,5 @@ def _own(positive: Tensor | None, negatives: Tensor) -> Tensor:
 
 def _modalities(views: Views, what: str) -> tuple[Tensor, Tensor]:
     if views.text is None or views.image is None:
-        raise ValueError(f"{what} has no text and image views; WPCL and CRTR need external fusion of both")
+        raise ValueError(f"{what} has no text and image views; this objective needs external fusion of both")
     return views.text, views.image

@@ -27,6 +27,11 @@ def progress(title: str, total: int | None, done: int = 0) -> Iterator[Tell]:
         yield lambda count, note: bar.update(task, completed=count, note=note)
 
 
+def notice(line: str) -> None:
+    """Say one line now, above whatever bar there is."""
+    _CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _lines(title: str, total: int | None) -> Tell:
     last = time.monotonic()
 

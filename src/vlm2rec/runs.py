@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,7 +66,7 @@ class Run:
         manifest = read_json(path / "manifest.json", "run directory")
         if not {"config", "done"} <= manifest.keys():
             raise InputError(f"{path}: manifest.json is not that of a run; give a folder that `vlm2rec run` wrote")
-        config = parse_config(manifest["config"], origin=str(path / "manifest.json"))
+        config = parse_config(_renamed(manifest["config"]), origin=str(path / "manifest.json"))
         return cls(path, config, manifest)
 
     def record(self, **entries: Any) -> None:
@@ -91,6 +91,17 @@ class Run:
     def results(self) -> dict[str, Any]:
         """`results.json`. Raises InputError where the run has none yet."""
         return read_json(self.path / "results.json", "finished run")
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among `paths` and in the folders below them. Raises InputError where there are none."""
+    found: list[Path] = []
+    for path in paths:
+        below = [path] if (path / "manifest.json").exists() else sorted(p.parent for p in path.glob("*/manifest.json"))
+        if not below:
+            raise InputError(f"{path}: no run directory here or below; give folders that `vlm2rec run` wrote")
+        found += below
+    return found
 
 
 def read_metrics(path: Path, kind: str) -> list[dict[str, Any]]:
@@ -164,6 +175,25 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on `path` (made if need be) that one process at a time can have; a process that dies lets it go."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _renamed(config: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's configuration in today's words: `prompt.combine` was `prompt.sum`, and said raw or unit."""
+    prompt = dict(config.get("prompt", {}))
+    if "sum" in prompt:
+        prompt["combine"] = {"raw": "sum", "unit": "unit_sum"}.get(prompt.pop("sum"))
+    return {**config, **({"prompt": prompt} if prompt else {})}
 
 
 def _of_a_start(name: str) -> bool:

@@ -94,19 +94,24 @@ def rank_users(
                 hidden = [split.past(int(user), which) for user in users[rows]] if kind == "full_unseen" else None
                 above, ties = count_full(scores, targets[rows], hidden, scorer.tolerance)
                 candidates_of = _catalogue_sizes(split.n_items, targets[rows], hidden)
-            frames.append(
-                pl.DataFrame(
-                    {
-                        "user_id": [split.dataset.user_ids[user] for user in users[rows]],
-                        "task": task,
-                        "view": kind,
-                        "candidates": candidates_of.astype(np.int32),
-                        "above": above.astype(np.int32),
-                        "ties": ties.astype(np.int32),
-                    }
-                )
-            )
+            ids = [split.dataset.user_ids[user] for user in users[rows]]
+            frames.append(ranks_table(ids, task, kind, candidates_of, above, ties))
     return pl.concat(frames)
+
+
+def ranks_table(
+    user_ids: Sequence[str], task: str, view: str, candidates: np.ndarray, above: np.ndarray, ties: np.ndarray
+) -> pl.DataFrame:
+    """Rows of `users.parquet`; the last three are counts, `(U,)` each."""
+    counts = {"candidates": candidates, "above": above, "ties": ties}
+    return pl.DataFrame(
+        {
+            "user_id": user_ids,
+            "task": task,
+            "view": view,
+            **{name: count.astype(np.int32) for name, count in counts.items()},
+        }
+    )
 
 
 def metrics_of(ranks: pl.DataFrame, task: str, view: str) -> dict[str, float]:

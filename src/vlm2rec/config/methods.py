@@ -195,6 +195,13 @@ class Hybrid(Section):
     embedder: Path  # a run of any method with vectors
 
 
+class Transfer(Section):
+    """The encoder of a run on another data set, used as it is (Table 6), with that run's backbone and prompts."""
+
+    kind: Literal["transfer"] = "transfer"
+    source: Path  # a run of vanilla, sft or vlm2rec
+
+
 Method = Annotated[
     Vanilla
     | SFT
@@ -212,7 +219,8 @@ Method = Annotated[
     | SLIM
     | VLMPrompt
     | NoteLLM2
-    | Hybrid,
+    | Hybrid
+    | Transfer,
     Field(discriminator="kind"),
 ]
 

@@ -43,7 +43,11 @@ class PromptConfig(Section):
 
     fusion: Literal["external", "internal"] = "external"
     modalities: Literal["both", "text", "image"] = "both"
-    sum: Literal["raw", "unit"] = "raw"  # raw states (Eq. 2), or each view at unit norm first
+    # External fusion: raw states summed (Eq. 2), unit vectors summed, both side by side, or a learned gate.
+    combine: Literal["sum", "unit_sum", "concat", "gated"] = "sum"
+    # External fusion of an item without title or picture: the pass reads "(no picture)" all the same, or its vector is
+    # left out, or, in a catalogue, that of the most similar item stands in for it. Histories leave it out then too.
+    missing: Literal["placeholder", "drop", "borrow"] = "borrow"
     max_title_tokens: int = Field(32, ge=1)
     chat: bool = True  # wrap in the tokenizer's chat template, where it has one
     opening: str = "A shopper bought these products, oldest first:\n"
@@ -59,6 +63,11 @@ class ObjectiveConfig(Section):
     alpha: float = Field(1.0, ge=0)
     beta: float = Field(1.0, ge=0)
     stop_gradient: bool = True
+    # Controls of Table 5: w without its gradient, or the batch's mean w for all; no WPCL, CRTR alone; an InfoNCE on
+    # each modality besides, so weighted.
+    penalty: Literal["adaptive", "detached", "constant"] = "adaptive"
+    contrast: bool = True
+    modality_weight: float = Field(0.0, ge=0)
     logq: bool = False  # take the log of each target's popularity off its logit: batches draw items by popularity
 
 
@@ -91,12 +100,34 @@ class TrainingConfig(Section):
         return prefixes
 
 
+class MonitorConfig(Section):
+    """How SFT and VLM2Rec are watched while they train: gradients of both modalities, and what each still finds."""
+
+    # Steps to look at: before the first, after the last, and log-spaced between them; 0 is none. None: 10, or fewer
+    # where they would take more than about an eighth of the training. Never more than one in four steps.
+    probes: int | None = Field(None, ge=0)
+    users: int = Field(128, ge=2)  # of the validation users
+    gradients: bool = True  # what Fig. 1b shows; the dearer half of a probe where batches are large
+    stop: bool = False  # end training after the second probe in a row at which a modality lies below its start
+
+    @model_validator(mode="after")
+    def _can_compare(self) -> "MonitorConfig":
+        if self.probes == 1:
+            raise ValueError("monitor.probes = 1: one look shows no change; set 0, or 2 and more")
+        if self.stop and self.probes == 0:
+            raise ValueError(
+                "monitor.stop=true needs probes to go by; set monitor.probes to 3 or more, or leave it out"
+            )
+        return self
+
+
 class EvaluationConfig(Section):
     """Who is evaluated, against which candidates."""
 
     users: int | None = Field(None, ge=1)  # test users, drawn from the candidate seed; None: all
     validation_users: int | None = Field(None, ge=1)  # None: all (few-shot: the users trained on)
     candidate_seed: int = 0
+    missing: bool = False  # measure too what is found where titles or pictures are missing (vanilla, sft, vlm2rec)
     batch_tokens: int = Field(8192, ge=1)  # padded tokens a forward pass when encoding
 
 

@@ -10,6 +10,7 @@ from vlm2rec.config.sections import (
     BackboneConfig,
     DataConfig,
     EvaluationConfig,
+    MonitorConfig,
     ObjectiveConfig,
     PromptConfig,
     Section,
@@ -41,6 +42,7 @@ class Config(Section):
     prompt: PromptConfig = PromptConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
+    monitor: MonitorConfig = MonitorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seqrec: SeqRecConfig = SeqRecConfig()
 
@@ -58,9 +60,26 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _method_fits_prompt(self) -> "Config":
-        if self.method.kind == "vlm2rec" and (self.prompt.fusion != "external" or self.prompt.modalities != "both"):
+        kind, objective = self.method.kind, self.objective
+        two_views = self.prompt.fusion == "external" and self.prompt.modalities == "both"
+        if not two_views:
+            needs = "it needs prompt.fusion=external and prompt.modalities=both"
+            if kind == "vlm2rec":
+                raise ValueError(f"method.kind=vlm2rec compares a text view with an image view, so {needs}")
+            if kind == "sft" and objective.modality_weight:
+                raise ValueError(
+                    f"objective.modality_weight={objective.modality_weight:g} asks for two views, so {needs}"
+                )
+            if self.prompt.combine in ("concat", "gated"):
+                raise ValueError(
+                    f"prompt.combine={self.prompt.combine} joins a text view with an image view, so {needs}"
+                )
+        if not objective.contrast and kind == "sft":
             raise ValueError(
-                "method.kind=vlm2rec compares a text view with an image view, so it needs"
-                " prompt.fusion=external and prompt.modalities=both"
+                "objective.contrast=false leaves CRTR alone, which method.kind=sft has not; set it to true"
+            )
+        if not objective.contrast and kind == "vlm2rec" and not objective.weight:
+            raise ValueError(
+                "objective.contrast=false leaves CRTR alone, and objective.weight=0 not even it; raise that"
             )
         return self

@@ -51,7 +51,7 @@ def prepare(
     Args:
         source: where the raw tables and pictures come from.
         out: the directory to write.
-        require: what an item must have to stay: "title", "image" or both.
+        require: what an item must have to stay: "title", "image" or both; ("any",): either of them.
         k_core: every user and every item keeps at least so many events; 0 or 1 asks nothing more of them than that
             a user has three events (and, at 1, an item one).
         picture_size: pixels of a square's side, or of the longer side under `aspect`.
@@ -108,10 +108,12 @@ class _Tables:
 
 def _options(require: Sequence[str], k_core: int, picture_size: int, picture_fit: str) -> dict[str, Any]:
     for part in require:
-        if part not in ("title", "image"):
-            raise InputError(f"--require {part}: unknown; give title, image or both")
+        if part not in ("title", "image", "any"):
+            raise InputError(f"--require {part}: unknown; give title, image, both or any")
     if not require:
-        raise InputError("--require: is empty; give title, image or both")
+        raise InputError("--require: is empty; give title, image, both or any")
+    if "any" in require and len(require) > 1:
+        raise InputError("--require any: means a title or a picture, so it stands alone; leave the others out")
     if k_core < 0:
         raise InputError(f"--k-core {k_core}: cannot be negative; give 0 to switch it off")
     if not 8 <= picture_size <= 4096:
@@ -119,7 +121,7 @@ def _options(require: Sequence[str], k_core: int, picture_size: int, picture_fit
     if picture_fit not in FITS:
         raise InputError(f"--picture-fit {picture_fit}: unknown; give one of {', '.join(FITS)}")
     return {
-        "require": [part for part in ("title", "image") if part in require],
+        "require": [part for part in ("title", "image", "any") if part in require],
         "k_core": k_core,
         "picture_size": picture_size,
         "picture_fit": picture_fit,
@@ -144,7 +146,7 @@ def _unchanged(out: Path, notice: Callable[[str], None] | None) -> Dataset:
 
 def _clean(raw: RawData, options: dict[str, Any]) -> _Tables:
     require = tuple(options["require"])
-    items = clean_items(raw, require)
+    items = clean_items(raw, tuple(part for part in require if part != "any"))
     interactions = clean_interactions(raw, items["item_id"])
     if items.is_empty() or interactions.is_empty():
         raise InputError(f"{raw.items_from if items.is_empty() else raw.interactions_from}: has no rows; add some")
@@ -156,12 +158,20 @@ def _clean(raw: RawData, options: dict[str, Any]) -> _Tables:
     for title, image in items.select("title", "image").iter_rows():
         found = images.find(raw.pictures, image)
         lost.append(None if found else "picture missing" if image else "no picture")
-        no_title = "no title" if "title" in require and not title else None
-        reasons.append(no_title or (lost[-1] if "image" in require else None))
+        reasons.append(_why_not(require, title, lost[-1]))
     users = interactions["user_id"].unique(maintain_order=True)
     user = interactions["user_id"].cast(pl.Enum(users)).to_physical().to_numpy().astype(np.int64)
     item = interactions["item_id"].cast(pl.Enum(items["item_id"])).to_physical().to_numpy().astype(np.int64)
     return _Tables(items, interactions, users.to_list(), user, item, reasons, lost)
+
+
+def _why_not(require: Sequence[str], title: str, lost: str | None) -> str | None:
+    """Why an item cannot be used; None where it can. `lost`: why it has no picture."""
+    if "title" in require and not title:
+        return "no title"
+    if "image" in require:
+        return lost
+    return f"no title, {lost}" if "any" in require and not title and lost else None
 
 
 def _source_digest(raw: RawData, tables: _Tables) -> str | None:
@@ -213,9 +223,8 @@ def _write(folder: Path, raw: RawData, tables: _Tables, options: dict[str, Any],
     broken = images.pack(folder, raw.pictures, names, size, fit, progress)
     for row in rows[np.array(broken, bool)]:
         tables.lost[row] = "picture broken"
-        if "image" in options["require"]:
-            tables.reasons[row] = "picture broken"
-            usable[row] = False
+        tables.reasons[row] = _why_not(options["require"], tables.items["title"][int(row)], tables.lost[row])
+        usable[row] = tables.reasons[row] is None
     kept = core(tables.user, tables.item, usable, n_users, options["k_core"])
     _refuse_empty(raw, tables, kept, options)
     images.keep(folder, np.flatnonzero(kept.items[rows]).tolist())

@@ -1,26 +1,52 @@
-"""Measurements of how well each modality works: by dropping it from the query, and in the shape of its space."""
+"""How well each modality works: by dropping it from the query, in the shape of its space, and in words.
 
+`diagnose` is the whole: measurements (`measure`) and what follows from them (`verdict`). The parts: `dropout`
+(Fig. 1a), `geometry` (Table 1), `spread` (rank, neighbours), `space` (what they all stand on).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.splits import Split
-from vlm2rec.diagnostics.dropout import dropout as dropout_of  # `dropout` and `geometry` stay the modules
-from vlm2rec.diagnostics.geometry import geometry as geometry_of
+from vlm2rec.diagnostics.measure import Measured, measure
+from vlm2rec.diagnostics.verdict import conclude
 from vlm2rec.embeddings import EmbeddingTable
 
 
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was measured, and what follows."""
+
+    measured: Measured
+    conclusion: dict[str, Any]
+
+    def figures(self) -> dict[str, Any]:
+        """`dropout`, `geometry` and `diagnosis`, as `results.json` holds them."""
+        geometry = {view: dict(figures) for view, figures in self.measured.geometry.items()}
+        return {"dropout": self.measured.dropout(), "geometry": geometry, "diagnosis": self.conclusion}
+
+
 def diagnose(
-    histories: EmbeddingTable, items: EmbeddingTable, split: Split, users: np.ndarray, seed: int
-) -> dict[str, Any]:
-    """Modality dropout and geometry of the test users on their `sampled` candidates, as `results.json` holds them."""
+    histories: EmbeddingTable,
+    items: EmbeddingTable,
+    split: Split,
+    users: np.ndarray,
+    seed: int,
+    start: pl.DataFrame | None = None,
+    probes: Sequence[Mapping[str, Any]] = (),
+) -> Diagnosis:
+    """Diagnose the test users on their `sampled` candidates.
+
+    `start` holds `Measured.users` of step 0, `probes` what training probed, where these are known (see `conclude`).
+    Raises ValueError as `measure` does.
+    """
     targets = np.array([split.target(int(user), "test") for user in users])
     candidates = draw_candidates(split, users, "test", "sampled", seed)
-    return {
-        "dropout": dropout_of(histories.views, items.views["fused"], targets, candidates),
-        "geometry": {
-            view: geometry_of(histories.views[view], items.views[view], targets, candidates, seed)
-            for view in histories.views
-        },
-    }
+    ids = [split.dataset.user_ids[int(user)] for user in users]
+    measured = measure(ids, histories.views, items.views, targets, candidates, seed)
+    return Diagnosis(measured, conclude(measured, start, probes))

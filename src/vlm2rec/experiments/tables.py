@@ -1,22 +1,23 @@
-"""A table of the paper from its runs: Markdown, LaTeX and CSV, the best marked, every row tested against VLM2Rec."""
+"""The page of an experiment from its runs: Markdown, LaTeX and CSV, the best marked, rows tested, figures drawn."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vlm2rec.compare import method_of, pairwise_tests
-from vlm2rec.comparison import SETS, Method, PairedTest, csv_text, seeds_grid, tests_csv, tests_grid, value
-from vlm2rec.config import Bert, Pair
-from vlm2rec.experiments.paper import REFERENCE, Experiment, Row
+from vlm2rec.compare import pairwise_tests
+from vlm2rec.comparison import SETS, Method, PairedTest, csv_text, seeds_grid, tests_csv, tests_grid
+from vlm2rec.experiments.lines import line_of
+from vlm2rec.experiments.ordering import order_notes
 from vlm2rec.experiments.plan import NOT_ASKED
+from vlm2rec.experiments.spec import MAIN, Column, Experiment, Line, Sheet
 from vlm2rec.grid import Grid, Style, best_two
-from vlm2rec.metrics import METRICS
-from vlm2rec.runs import Run, write_text
+from vlm2rec.report.plots import save
+from vlm2rec.runs import write_text
 
-_MAIN = "N@20"
-"""The metric that is tested."""
-
-_FIGURES = ("row", "label", "group", "column", "candidates", "metric", "seeds", "mean", "sd", "values")
+_FIGURES = (
+    "row", "label", "group", "column", "figure", "candidates", "metric", "seeds", "mean", "sd", "values",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,165 +28,178 @@ class Results:
     left_out: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class _Line:
-    row: Row
-    method: Method
+def write_tables(experiment: Experiment, results: Results, out: Path, figures: bool = True) -> str:
+    """Write NAME.md, NAME.tex, NAME.csv, with a reference row NAME-tests.csv, and NAME.svg, .png, .pdf of a figure.
 
-    def figures(self, experiment: Experiment, column: str) -> str:
-        """Where the row's figures of a column stand."""
-        return experiment.direct.get(self.row.name, experiment.columns[column])
+    `figures` = False leaves a figure's files as they are. Returns the tables as text for a terminal.
+    """
+    lines = [line_of(row, results.rows[row.name]) for row in experiment.rows if results.rows.get(row.name)]
+    return write_page(experiment, lines, [*_run_notes(experiment, lines), *_left_out(results)], out, figures)
 
 
-def write_tables(experiment: Experiment, results: Results, out: Path) -> str:
-    """Write NAME.md, NAME.tex, NAME.csv and NAME-tests.csv to `out`; return the table as text for a terminal."""
-    lines = [
-        _line(row, [Run.open(folder) for folder in results.rows[row.name]])
-        for row in experiment.rows
-        if results.rows.get(row.name)
-    ]
+def write_page(
+    experiment: Experiment, lines: Sequence[Line], notes: Sequence[str], out: Path, figures: bool = True
+) -> str:
+    """As `write_tables`, from lines, with some notes below the tables."""
     tests, seed_tests = _tests(experiment, lines)
-    main = [_main(experiment, lines, tests), _sets(experiment, lines)]
-    notes = list(_notes(experiment, lines, results))
+    starred = _starred(experiment, tests)
+    main = [
+        _grid(experiment, sheet, lines, starred if sheet is experiment.sheets[0] else frozenset())
+        for sheet in experiment.sheets
+    ]
+    ended = [*experiment.notes, *order_notes(experiment, lines), *notes]
 
     def rendered(style: Style, grids: Sequence[Grid]) -> str:
-        ended = [f"% {note}" if style == "latex" else note for note in notes]
-        return "\n\n".join([*(grid.render(style) for grid in grids if grid.rows), *ended]) + "\n"
+        below = [f"% {note}" if style == "latex" else note for note in ended]
+        return "\n\n".join([*(grid.render(style) for grid in grids if grid.rows), *below]) + "\n"
 
-    full = [*main, tests_grid(tests), seeds_grid(seed_tests)]
-    write_text(out / f"{experiment.name}.md", f"# {experiment.title}\n\n" + rendered("markdown", full))
-    write_text(out / f"{experiment.name}.tex", rendered("latex", main))
-    write_text(out / f"{experiment.name}.csv", csv_text(_FIGURES, _figures(experiment, lines)))
-    write_text(out / f"{experiment.name}-tests.csv", tests_csv((*tests, *seed_tests)))
+    name, full = experiment.name, [*main, tests_grid(tests), seeds_grid(seed_tests)]
+    drawn = _draw(experiment, lines, out) if figures else (out / f"{name}.svg").exists()
+    picture = f"![{experiment.title}]({name}.svg)\n\n" if drawn else ""
+    write_text(out / f"{name}.md", f"# {experiment.title}\n\n{picture}" + rendered("markdown", full))
+    write_text(out / f"{name}.tex", rendered("latex", main))
+    write_text(out / f"{name}.csv", csv_text(_FIGURES, _figures(experiment, lines)))
+    if experiment.reference:
+        write_text(out / f"{name}-tests.csv", tests_csv((*tests, *seed_tests)))
     return rendered("text", main)
 
 
-def _line(row: Row, runs: Sequence[Run]) -> _Line:
-    """A row under its label; small encoders are named, since any can be given."""
-    method, label = runs[0].config.method, row.label
-    if isinstance(method, Bert) and method.path != Bert().path:
-        label = f"{label} ({Path(method.path).name})"
-    elif isinstance(method, Pair):
-        label = f"{Path(method.text).name} + {Path(method.image).name}"
-    return _Line(row, method_of(label, runs))
+def _draw(experiment: Experiment, lines: Sequence[Line], out: Path) -> bool:
+    """The figure's panels to files, where it has any and they have something to show."""
+    charts = [drawn for chart in experiment.charts if (drawn := chart.drawn(lines)) is not None]
+    return bool(charts and save(charts, out / experiment.name))
 
 
-def _main(experiment: Experiment, lines: Sequence[_Line], tests: Sequence[PairedTest]) -> Grid:
-    """All metrics on the paper's candidates."""
-    columns = [(head, metric) for head in experiment.columns for metric in METRICS]
-    header = ("method", "seeds", *(f"{head} {metric}".strip() for head, metric in columns))
-    grid = _grid(
-        f"{experiment.title}: uniform candidates",
-        header,
-        experiment,
-        lines,
-        [(h, "sampled", m) for h, m in columns],
-    )
-    starred = _starred(experiment, tests)
-    rows = [
-        tuple(
-            cell + "*" if line.row.name == REFERENCE and place >= 2 and columns[place - 2] in starred else cell
-            for place, cell in enumerate(row)
-        )
-        for line, row in zip(lines, grid.rows, strict=True)
+def _grid(experiment: Experiment, sheet: Sheet, lines: Sequence[Line], starred: frozenset[str]) -> Grid:
+    """One line a row; columns that no row has a figure for are left out."""
+    columns = [
+        column
+        for column in sheet.columns
+        if any(line.method.mean(experiment.figure(line.row, column)) is not None for line in lines)
     ]
-    return replace(grid, rows=tuple(rows))
-
-
-def _sets(experiment: Experiment, lines: Sequence[_Line]) -> Grid:
-    """The main metric on every candidate set."""
-    columns = [(head, candidates, _MAIN) for head in experiment.columns for candidates in SETS]
-    header = ("method", "seeds", *(f"{head} {candidates}".strip() for head, candidates, _ in columns))
-    return _grid(f"{_MAIN} by candidate set", header, experiment, lines, columns)
-
-
-def _grid(
-    title: str,
-    header: tuple[str, ...],
-    experiment: Experiment,
-    lines: Sequence[_Line],
-    columns: Sequence[tuple[str, str, str]],
-) -> Grid:
-    """One line a row; columns are (heading, candidate set, metric)."""
-    names = [
-        [f"{line.figures(experiment, head)}.{candidates}.{metric}" for head, candidates, metric in columns]
-        for line in lines
-    ]
-    rows = [
-        (line.method.label, str(len(line.method.seeds)), *(value(line.method, name) for name in own))
-        for line, own in zip(lines, names, strict=True)
-    ]
-    marked = [
-        best_two([line.method.mean(own[place]) for line, own in zip(lines, names, strict=True)])
-        for place in range(len(columns))
-    ]
-    marks = [(0, 0, *(column[place] for column in marked)) for place in range(len(lines))]
+    if sheet.alike:
+        lines = [_for_all(line) for line in lines if any(column.figure in line.method.values for column in columns)][:1]
+    seeds = any(line.method.seeds for line in lines)
+    rows = []
+    for line in lines:
+        cells = [_cell(line.method, experiment.figure(line.row, column), column.digits) for column in columns]
+        if line.row.name == experiment.reference:
+            cells = [cell + "*" * (column.figure in starred) for cell, column in zip(cells, columns, strict=True)]
+        rows.append((line.label, *([str(len(line.method.seeds))] if seeds else []), *cells))
+    marked = [_marks(experiment, column, lines) for column in columns]
+    marks = [(0, *([0] if seeds else []), *(column[place] for column in marked)) for place in range(len(lines))]
     groups = list(dict.fromkeys(line.row.group for line in lines))
-    return Grid(title, header, tuple(rows), tuple(marks), tuple(groups.index(line.row.group) for line in lines))
+    return Grid(
+        f"{experiment.title}: {sheet.title}",
+        ("method" if seeds else "", *(["seeds"] if seeds else []), *(column.heading for column in columns)),
+        tuple(rows) if columns else (),
+        tuple(marks),
+        tuple(groups.index(line.row.group) for line in lines),
+    )
 
 
-def _tests(experiment: Experiment, lines: Sequence[_Line]) -> tuple[list[PairedTest], list[PairedTest]]:
-    """VLM2Rec against every other row that has the table's figures: the tests over seeds, and of seeds apart."""
-    reference = next((line.method for line in lines if line.row.name == REFERENCE), None)
+def _for_all(line: Line) -> Line:
+    """A line that stands for all rows and seeds."""
+    values = {name: found[:1] for name, found in line.method.values.items()}
+    return replace(line, method=replace(line.method, label="all", seeds=(), values=values))
+
+
+def _cell(method: Method, figure: str, digits: int) -> str:
+    """`mean ± sd`, `mean` for one seed, `–` where there is no such figure."""
+    mean, sd = method.mean(figure), method.sd(figure)
+    if mean is None:
+        return "–"
+    return f"{mean:,.{digits}f}" + (f" ± {sd:,.{digits}f}" if sd is not None else "")
+
+
+def _marks(experiment: Experiment, column: Column, lines: Sequence[Line]) -> list[int]:
+    """Best and second best of a column, where better has a meaning in it."""
+    if column.best is None:
+        return [0] * len(lines)
+    sign = -1 if column.best == "low" else 1
+    means = [line.method.mean(experiment.figure(line.row, column)) for line in lines]
+    return best_two([None if mean is None else sign * mean for mean in means])
+
+
+def _columns(experiment: Experiment) -> tuple[Column, ...]:
+    """What the CSV lists and the tests cover."""
+    return experiment.listed or tuple(column for sheet in experiment.sheets for column in sheet.columns)
+
+
+def _tests(experiment: Experiment, lines: Sequence[Line]) -> tuple[list[PairedTest], list[PairedTest]]:
+    """The reference against every other row that has the table's figures: over seeds, and the seeds apart."""
+    reference = next((line.method for line in lines if line.row.name == experiment.reference), None)
     if reference is None:
         return [], []
-    measures = {f"{candidates}.{_query(figures)}" for figures in experiment.columns.values() for candidates in SETS}
-    kept = [_only(line.method, measures) for line in lines if line.row.name != REFERENCE]
-    tests, apart = pairwise_tests([(_only(reference, measures), other) for other in kept])
+    measures = {column.measure for column in _columns(experiment)} - {None}
+
+    def only(method: Method) -> Method:
+        return replace(method, users={name: own for name, own in method.users.items() if name in measures})
+
+    # A row with the reference's very configuration is its very run.
+    others = [only(line.method) for line in lines if _paths(line.method) != _paths(reference)]
+    tests, apart = pairwise_tests([(only(reference), other) for other in others])
     return list(tests), list(apart)
 
 
-def _only(method: Method, measures: set[str]) -> Method:
-    return replace(method, users={name: values for name, values in method.users.items() if name in measures})
+def _paths(method: Method) -> list[Path]:
+    return [run.path for run in method.runs]
 
 
-def _query(figures: str) -> str:
-    """'retrieval' -> 'f2f', 'seqrec.sasrec' -> 'sasrec': what a comparison calls it."""
-    return "f2f" if figures == "retrieval" else figures.rpartition(".")[2]
-
-
-def _starred(experiment: Experiment, tests: Sequence[PairedTest]) -> set[tuple[str, str]]:
-    """Columns (heading, metric) in which VLM2Rec is ahead of every tested row, significantly after Holm."""
+def _starred(experiment: Experiment, tests: Sequence[PairedTest]) -> frozenset[str]:
+    """Figures in which the reference is ahead of every tested row, significantly after Holm's correction."""
     found = set()
-    for head, figures in experiment.columns.items():
-        own = [test for test in tests if test.measure == f"sampled.{_query(figures)}"]
+    for column in _columns(experiment):
+        own = [test for test in tests if test.measure == column.measure]
         if own and all(test.difference > 0 and test.p_holm is not None and test.p_holm < 0.05 for test in own):
-            found.add((head, _MAIN))
-    return found
+            found.add(column.figure)
+    return frozenset(found)
 
 
-def _notes(experiment: Experiment, lines: Sequence[_Line], results: Results) -> Iterator[str]:
+def _run_notes(experiment: Experiment, lines: Sequence[Line]) -> Iterator[str]:
+    if not lines:
+        return
     first = lines[0].method.runs[0]
     data = first.results()["data"]
     yield (
         f"Data: {first.manifest['data']['name']}, {data['users']:,} users ({data['evaluated_users']:,} evaluated),"
         f" {data['items']:,} items. Mean ± sd over seeds."
     )
-    if any(line.row.name == REFERENCE for line in lines):
+    reference = next((line.label for line in lines if line.row.name == experiment.reference), None)
+    if reference is not None:
         yield (
-            f"* VLM2Rec ahead of every row in {_MAIN}: paired t-tests over users averaged over seeds, p < .05 after"
+            f"* {reference} ahead of every row in {MAIN}: paired t-tests over users averaged over seeds, p < .05 after"
             " Holm's correction."
         )
     if experiment.direct:
         named = ", ".join(line.row.label for line in lines if line.row.name in experiment.direct)
         yield f"{named}: ranked directly, the same in every column."
-    oracle = next((found for line in lines if (found := line.method.mean(f"oracle.sampled.{_MAIN}")) is not None), None)
+    oracle = next((found for line in lines if (found := line.method.mean(f"oracle.sampled.{MAIN}")) is not None), None)
     if oracle is not None:
-        yield f"An oracle that knows the shoppers' tastes reaches {_MAIN} {oracle:.4f} on the 100 uniform candidates."
+        yield f"An oracle that knows the shoppers' tastes reaches {MAIN} {oracle:.4f} on the 100 uniform candidates."
+
+
+def _left_out(results: Results) -> Iterator[str]:
     missing = [f"{name} ({reason})" for name, reason in results.left_out.items() if reason != NOT_ASKED]
     if missing:
         yield f"Left out: {'; '.join(missing)}."
 
 
-def _figures(experiment: Experiment, lines: Sequence[_Line]) -> Iterator[Sequence[object]]:
-    """Every figure of the table in long form."""
+def _figures(experiment: Experiment, lines: Sequence[Line]) -> Iterator[Sequence[object]]:
+    """Every figure of the experiment in long form."""
     for line in lines:
-        for head in experiment.columns:
-            for candidates in SETS:
-                for metric in METRICS:
-                    name = f"{line.figures(experiment, head)}.{candidates}.{metric}"
-                    values = line.method.values.get(name)
-                    if values is not None:
-                        where = (line.row.name, line.method.label, line.row.group, head, candidates, metric)
-                        spread = (line.method.mean(name), line.method.sd(name), " ".join(map(repr, values)))
-                        yield (*where, " ".join(map(str, line.method.seeds)), *spread)
+        for column in _columns(experiment):
+            for figure in _matching(experiment.figure(line.row, column), line.method):
+                values = line.method.values[figure]
+                parts = figure.split(".")
+                ranked = parts[-2:] if len(parts) > 2 and parts[-2] in SETS else ("", "")
+                where = (line.row.name, line.label, line.row.group, column.heading, figure, *ranked)
+                spread = (line.method.mean(figure), line.method.sd(figure), " ".join(map(repr, values)))
+                yield (*where, " ".join(map(str, line.method.seeds)), *spread)
+
+
+def _matching(figure: str, method: Method) -> list[str]:
+    """The method's figures that a name with or without `*` stands for."""
+    if "*" not in figure:
+        return [figure] if figure in method.values else []
+    return [name for name in method.values if fnmatchcase(name, figure)]

@@ -49,3 +49,7 @@ def build(config: Config, split: Split) -> Recommender:
             from vlm2rec.methods.hybrid import Hybrid
 
             return Hybrid(config, split)
+        case kinds.Transfer():
+            from vlm2rec.methods.transfer import Transfer
+
+            return Transfer(config, split)

@@ -16,6 +16,7 @@ from vlm2rec.runs import Run
 from vlm2rec.tasks import Cosine, Scorer
 
 if TYPE_CHECKING:
+    from vlm2rec.encoder import Encoder
     from vlm2rec.seqrec.items import Items, Norm
 
 
@@ -77,6 +78,10 @@ class Embedder(Recommender):
             raise InputError(f"{run.path}: {self.config.method.kind} keeps vectors of test histories alone")
         items, histories = (EmbeddingTable.load(run.path / name) for name in ("items", "histories"))
         return Cosine(histories.unit("fused"), items.unit("fused"))
+
+    def trained_encoder(self, run: Run) -> "Encoder | None":
+        """The encoder behind these vectors, where it embeds any history of any items; None where there is none."""
+        return None
 
     norms: ClassVar[tuple["Norm", ...]] = ("l2", "standardize")
     """What `seqrec.norm = "auto"` chooses from, on validation."""

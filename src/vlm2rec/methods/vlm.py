@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlm2rec.backbones.load import towers
 from vlm2rec.config import SFT, Config, Vanilla
 from vlm2rec.data.splits import Split, Which, sample_users
 from vlm2rec.diagnostics import diagnose
+from vlm2rec.diagnostics.measure import write_users
+from vlm2rec.diagnostics.monitor import probe_steps
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import encode
 from vlm2rec.encoder import Encoder, Prompt
 from vlm2rec.methods.base import Embedder, need_pictures
-from vlm2rec.objectives import CRTR, WPCL, InfoNCE, Objective, Views, VLM2RecLoss
-from vlm2rec.runs import Run, read_json, write_json
+from vlm2rec.methods.probes import build_probe
+from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, Views, VLM2RecLoss
+from vlm2rec.runs import Run, locked, replacing, write_json
 from vlm2rec.tasks import Cosine, Scorer, metrics_of, rank_users
-from vlm2rec.training.batches import Samples
+from vlm2rec.training.batches import Samples, objective_arguments
 from vlm2rec.training.gradcache import backward_in_parts
 from vlm2rec.training.loop import State, Step, fit
 
@@ -74,18 +76,24 @@ class VLM(Embedder):
         ]
         digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
         folder = (shared or run.path) / f"step-0-{digest}"
-        if not (folder / "reference.json").exists():
-            items = embed_items(self.encoder, self.split, folder / "items")
-            histories = embed_histories(self.encoder, self.split, users, "test", folder / "histories")
-            found = diagnose(histories, items, self.split, users, config.evaluation.candidate_seed)
-            write_json(folder / "reference.json", found)
-        write_json(run.path / "reference.json", read_json(folder / "reference.json", "reference"))
+        with locked(folder.with_name(f"{folder.name}.lock")):  # several runs of a sweep may come here at once
+            if not (folder / "reference.json").exists():
+                items = embed_items(self.encoder, self.split, folder / "items")
+                histories = embed_histories(self.encoder, self.split, users, "test", folder / "histories")
+                found = diagnose(histories, items, self.split, users, config.evaluation.candidate_seed)
+                write_users(found.measured.users, folder / "reference.parquet")
+                figures = {name: value for name, value in found.figures().items() if name != "diagnosis"}
+                write_json(folder / "reference.json", figures)
+        for name in ("reference.json", "reference.parquet"):
+            with replacing(run.path / name) as temporary:
+                shutil.copyfile(folder / name, temporary)
         if isinstance(config.method, Vanilla):
             for name in ("items", "histories"):
                 shutil.copytree(folder / name, run.path / name, dirs_exist_ok=True)
         if shared is None:
             (folder / "reference.json").unlink()  # first: it says that the rest is whole
             shutil.rmtree(folder)
+            folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
 
     def train(self, run: Run) -> Mapping[str, Any]:
         """Fine-tune, where the method does; `model/` holds the encoder either way."""
@@ -108,6 +116,10 @@ class VLM(Embedder):
                 shutil.rmtree(leftover)
         return {"seconds": time.monotonic() - began}
 
+    def trained_encoder(self, run: Run) -> Encoder:
+        """The one that `train` saved."""
+        return Encoder.load(run.path / "model")
+
     def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
         """Cosines (Task 1); validation histories are embedded when asked for, and kept beside the test ones."""
         if which == "test":
@@ -115,8 +127,7 @@ class VLM(Embedder):
         out = run.path / "histories-validation"
         ids = [self.split.dataset.user_ids[user] for user in users]
         if not out.exists() or EmbeddingTable.load(out).ids.tolist() != ids:
-            encoder = Encoder.load(run.path / "model")
-            embed_histories(encoder, self.split, users, which, out)
+            embed_histories(self.trained_encoder(run), self.split, users, which, out)
         queries, items = EmbeddingTable.load(out), EmbeddingTable.load(run.path / "items")
         return Cosine(queries.unit("fused"), items.unit("fused"))
 
@@ -127,27 +138,33 @@ def build_encoder(config: Config) -> Encoder:
 
 
 def build_objective(config: Config) -> Objective:
-    """InfoNCE for SFT, WPCL + CRTR for VLM2Rec."""
+    """InfoNCE for SFT, WPCL + CRTR for VLM2Rec; `objective` has what Table 5 takes away and adds."""
     numbers = config.objective
+    found: InfoNCE | VLM2RecLoss
     if isinstance(config.method, SFT):
-        return InfoNCE(numbers.temperature)
-    wpcl = WPCL(numbers.temperature, numbers.alpha, numbers.beta, numbers.stop_gradient)
-    return VLM2RecLoss(wpcl, CRTR(numbers.crtr_temperature), numbers.weight)
+        found = InfoNCE(numbers.temperature)
+    else:
+        wpcl = WPCL(numbers.temperature, numbers.alpha, numbers.beta, numbers.stop_gradient, numbers.penalty)
+        found = VLM2RecLoss(wpcl if numbers.contrast else None, CRTR(numbers.crtr_temperature), numbers.weight)
+    if numbers.modality_weight:
+        return EachModality(found, numbers.temperature, numbers.modality_weight)
+    return found
 
 
 def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
     """Fine-tune the encoder in place, keep the epoch that validates best, save it to `model/`.
 
-    Returns what the manifest keeps: the best epoch's validation figures, steps, seconds, trainable parameters.
+    Returns what the manifest keeps: the best epoch's validation figures, steps, seconds, and why training was ended
+    before its time, where it was.
     """
     config = run.config
     encoder.add_lora(config.backbone.lora, config.seed)
     if config.training.gradient_checkpointing:
         encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     objective = build_objective(config)
-    trainable = towers(encoder.backbone.model)
-    run.record(trainable=trainable)
+    run.record(trainable=encoder.towers())
     samples = Samples(split, config.training, config.seed)
+    users = _validation_users(config, split, samples)
     state = fit(
         nn.ModuleDict({"encoder": encoder, "objective": objective}),
         training_step(samples, split, encoder, objective, config),
@@ -155,8 +172,12 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
         settings=config.training,
         seed=config.seed,
         folder=run.path,
-        validate=_validate(run, split, encoder, samples),
+        validate=_validate(run, split, encoder, users),
         no_decay=list(objective.parameters()),
+        probe=build_probe(run, split, encoder, objective, samples, users),
+        probe_steps=probe_steps(
+            config.training.epochs * samples.steps_per_epoch, config.training.batch_size, config.monitor
+        ),
         title=f"{config.method.kind} seed {config.seed}",
     )
     encoder.save(run.path / "model")
@@ -164,7 +185,9 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
         "validation": _validation(state),
         "steps": state.step,
         "seconds": state.seconds,
+        "probe_seconds": state.probe_seconds,
         "users": len(samples.users),
+        **({"stopped": state.stopped} if state.stopped else {}),
     }
 
 
@@ -182,7 +205,7 @@ def encode_items(run: Run, split: Split, encoder: Encoder) -> EmbeddingTable:
 def embed_items(encoder: Encoder, split: Split, out: Path) -> EmbeddingTable:
     """Every item of the catalogue to a table at `out`."""
     dataset = split.dataset
-    return encode(encoder, dataset, [[i] for i in range(split.n_items)], dataset.item_ids, out, "items")
+    return encode(encoder, dataset, [[i] for i in range(split.n_items)], dataset.item_ids, out, "items", items=True)
 
 
 def embed_histories(encoder: Encoder, split: Split, users: np.ndarray, which: Which, out: Path) -> EmbeddingTable:
@@ -207,23 +230,24 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
     part, branched = config.training.micro_batch, config.training.prefixes == "branched"
     embed: Callable[[Sequence[Prompt]], Tensor] = encoder.branched if branched else encoder
     prompts_a_sample = 2 * len(encoder.passes)
-    shares = torch.from_numpy(split.popularity / split.popularity.sum())
     # Margins and the gap are logged for SFT too: they are how a collapse is seen while it happens.
-    probe = objective.wpcl if isinstance(objective, VLM2RecLoss) else WPCL(config.objective.temperature)
+    core = objective.objective if isinstance(objective, EachModality) else objective
+    probe = (core.wpcl if isinstance(core, VLM2RecLoss) else None) or WPCL(config.objective.temperature)
 
     def step(k: int, backward: Callable[[Tensor], None]) -> Mapping[str, float]:
         batch = samples.batch(k)
+        items = [[item] for item in batch.targets]
         queries = encoder.prompts(split.dataset, batch.histories)
-        prompts = queries + encoder.prompts(split.dataset, [[item] for item in batch.targets])
-        negatives = torch.from_numpy(batch.negatives).to(encoder.device)
-        positive = torch.from_numpy(batch.positive).to(encoder.device)
-        log_q = shares[batch.targets].log().to(encoder.device) if config.objective.logq else None
+        prompts = queries + encoder.prompts(split.dataset, items)
+        there = [encoder.there(split.dataset, histories) for histories in (batch.histories, items)]
+        negatives, positive, log_q = objective_arguments(batch, split, config.objective.logq, encoder.device)
         logged: dict[str, float] = {"samples": float(len(batch.histories))}
 
         def loss(vectors: Tensor) -> Tensor:
-            query, target = encoder.assemble(vectors[: len(queries)]), encoder.assemble(vectors[len(queries) :])
+            query = encoder.assemble(vectors[: len(queries)], there[0])
+            target = encoder.assemble(vectors[len(queries) :], there[1])
             value: Tensor = objective(query, target, negatives, positive, log_q)
-            logged.update(_figures(objective, probe, query, target, negatives, positive), loss=float(value.detach()))
+            logged.update(_figures(core, probe, query, target, negatives, positive), loss=float(value.detach()))
             return value
 
         backward_in_parts(embed, prompts, loss, None if part is None else part * prompts_a_sample, backward)
@@ -247,20 +271,25 @@ def _figures(
             "norm_ratio": (query.text.float().norm(dim=1) / query.image.float().norm(dim=1)).mean(),
         }
     if isinstance(objective, VLM2RecLoss):
-        found["penalty"] = objective.wpcl.penalty(query, target, negatives, positive).mean()
-        found["alpha"], found["beta"] = objective.wpcl.alpha, objective.wpcl.beta
-        found["wpcl"] = objective.wpcl(query, target, negatives, positive)
         found["crtr"] = objective.crtr(query, target)
+        if objective.wpcl is not None:
+            found["penalty"] = objective.wpcl.penalty(query, target, negatives, positive).mean()
+            found["alpha"], found["beta"] = objective.wpcl.alpha, objective.wpcl.beta
+            found["wpcl"] = objective.wpcl(query, target, negatives, positive)
     return {name: float(value) for name, value in found.items()}
 
 
-def _validate(run: Run, split: Split, encoder: Encoder, samples: Samples) -> Callable[[int], Mapping[str, float]]:
-    config = run.config
+def _validation_users(config: Config, split: Split, samples: Samples) -> np.ndarray:
+    """Those of `evaluation.validation_users`; few-shot, those that are trained on."""
     if config.training.users is not None:
-        users = samples.users
-    else:
-        chosen = config.evaluation.validation_users
-        users = sample_users(split.n_users, chosen, config.evaluation.candidate_seed, "validation")
+        return samples.users
+    return sample_users(
+        split.n_users, config.evaluation.validation_users, config.evaluation.candidate_seed, "validation"
+    )
+
+
+def _validate(run: Run, split: Split, encoder: Encoder, users: np.ndarray) -> Callable[[int], Mapping[str, float]]:
+    config = run.config
 
     def validate(epoch: int) -> Mapping[str, float]:
         items = embed_items(encoder, split, _items_of_epoch(run, epoch))

@@ -64,7 +64,7 @@ class VLMPrompt(ItemEmbedder):
     def check(self, trained: bool) -> None:
         """A model with eyes, pictures in the data, and prompts that fit the context."""
         need_pictures(self.split, "method.kind = 'vlm_prompt' needs; prepare it with pictures")
-        prompt = self.config.prompt.model_copy(update={"modalities": "both"})
+        prompt = self.config.prompt.model_copy(update={"modalities": "both", "combine": "sum"})
         backbone = load_backbone(self.config.backbone, head=self.settings.pooling == "generated")
         if backbone.vision is None:
             raise InputError(

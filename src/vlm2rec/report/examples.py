@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm2rec.comparison import Comparison
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.embeddings import EmbeddingTable
-from vlm2rec.report.words import display
+from vlm2rec.report.vectors import Space, chosen, drawn
 
 SHOPPERS = 6
 SHOWN = 8
 HISTORY = 10
+METHODS = 6
+"""Of how many methods a shopper has shelves."""
 THUMBNAIL = 96
 """Pixels of the longer side of a picture in the page."""
 
@@ -28,16 +28,17 @@ class Card:
     """An item as the page shows it."""
 
     title: str
-    picture: str | None
-    """A data URI."""
+    picture: int | None
+    """Index of the item whose picture it is, in `Cards.pictures`; None for none."""
     hit: bool = False
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """What one model recommends to one shopper."""
+    """What one model recommends to one shopper, from both sides of the history or one."""
 
     label: str
+    query: str
     cards: tuple[Card, ...]
     rank: int
     """Place of what was bought next among all items outside the history, from 1; ties count against the model."""
@@ -56,49 +57,59 @@ class Shopper:
 
 
 class Cards:
-    """Cards of a data set's items; each picture is made small once."""
+    """Cards of a data set's items; each picture is made small once, and stands in the page once.
+
+    Attributes:
+        pictures: item index -> data URI, of all items that have had a card and have a picture.
+    """
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
-        self._pictures: dict[int, str | None] = {}
+        self._seen: set[int] = set()
+        self.pictures: dict[int, str] = {}
 
     def card(self, item: int, hit: bool = False) -> Card:
         """The card of an item index."""
-        if item not in self._pictures:
-            self._pictures[item] = thumbnail(self._dataset.pictures[item])
-        return Card(self._dataset.titles[item] or self._dataset.item_ids[item], self._pictures[item], hit)
+        if item not in self._seen:
+            self._seen.add(item)
+            picture = thumbnail(self._dataset.pictures[item])
+            if picture is not None:
+                self.pictures[item] = picture
+        title = self._dataset.titles[item] or self._dataset.item_ids[item]
+        return Card(title, item if item in self.pictures else None, hit)
 
 
-def shoppers(comparison: Comparison, dataset: Dataset, count: int = SHOPPERS) -> list[Shopper]:
+def shoppers(spaces: Sequence[Space], dataset: Dataset, cards: Cards, count: int = SHOPPERS) -> list[Shopper]:
     """Draw shoppers whom every embedder has embedded, and rank the catalogue for each by cosine.
 
-    Each method is shown by the run of its lowest seed. Methods without embeddings (counting ones) have no shelf; if
-    none has any, there are no shoppers.
+    VLM2Rec, or else the first method that can, is also asked with each side of the history alone.
     """
-    tables = [
-        (display(method.label), EmbeddingTable.load(path / "items"), EmbeddingTable.load(path / "histories"))
-        for method in comparison.methods
-        if ((path := method.runs[0].path) / "items").is_dir() and (path / "histories").is_dir()
-    ]
-    if not tables:
+    shown = chosen(spaces, METHODS)
+    if not shown:
         return []
+    users = drawn(spaces, dataset)[:count]
+    able = [space for space in shown if space.two_sided]
+    split = next((space for space in able if space.kind == "vlm2rec"), able[0] if able else None)
+    asked = [
+        (space, view, query) for space in shown for view, query in ((*_ALONE, _BOTH) if space is split else (_BOTH,))
+    ]
+    ranked = [next(space.scores(view, users)) for space, view, _ in asked] if users else []
     row = {user: index for index, user in enumerate(dataset.user_ids)}
-    common = set.intersection(*(set(map(str, histories.ids)) for _, _, histories in tables)) & row.keys()
-    ordered = np.array(sorted(common))
-    drawn = [str(user) for user in np.random.default_rng(0).permutation(ordered)[:count]]
-    ranked = [_rank(items, histories, drawn, dataset) for _, items, histories in tables]
-    cards = Cards(dataset)
     found = []
-    for place, user in enumerate(drawn):
+    for place, user in enumerate(users):
         sequence = dataset.sequences[row[user]]
         past, target = sequence[:-1], int(sequence[-1])
-        shelves = [
-            _shelf(label, scores[place], past, target, cards)
-            for (label, _, _), scores in zip(tables, ranked, strict=True)
-        ]
-        shown = tuple(cards.card(int(item)) for item in past[-HISTORY:])
-        found.append(Shopper(user, shown, max(0, len(past) - HISTORY), cards.card(target), tuple(shelves)))
+        shelves = tuple(
+            _shelf(space.label, query, scores[place], past, target, cards)
+            for (space, _, query), scores in zip(asked, ranked, strict=True)
+        )
+        history = tuple(cards.card(int(item)) for item in past[-HISTORY:])
+        found.append(Shopper(user, history, max(0, len(past) - HISTORY), cards.card(target), shelves))
     return found
+
+
+_BOTH = ("fused", "")
+_ALONE = (("text", "titles alone"), ("image", "pictures alone"))
 
 
 def thumbnail(pixels: NDArray[np.uint8] | None) -> str | None:
@@ -114,24 +125,12 @@ def thumbnail(pixels: NDArray[np.uint8] | None) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
-def _rank(
-    items: EmbeddingTable, histories: EmbeddingTable, users: Sequence[str], dataset: Dataset
-) -> NDArray[np.float32]:
-    """Cosines (users, items of the data set); -inf for an item that has no vector."""
-    rows = histories.rows(users)
-    scores = histories.unit("fused")[rows] @ items.unit("fused").T
-    column = {item: index for index, item in enumerate(dataset.item_ids)}
-    out = np.full((len(users), len(column)), -np.inf, dtype=np.float32)
-    known = [(at, column[str(item)]) for at, item in enumerate(items.ids) if str(item) in column]
-    sources, places = map(list, zip(*known, strict=True))
-    out[:, places] = scores[:, sources]
-    return out
-
-
-def _shelf(label: str, scores: NDArray[np.float32], past: NDArray[np.int32], target: int, cards: Cards) -> Shelf:
+def _shelf(
+    label: str, query: str, scores: NDArray[np.float32], past: NDArray[np.int32], target: int, cards: Cards
+) -> Shelf:
     open_to_rank = scores.copy()
     open_to_rank[past[past != target]] = -np.inf  # bought again counts: it was the next event
     best = np.argsort(-open_to_rank, kind="stable")[:SHOWN]
     rank = int((open_to_rank >= scores[target]).sum())
     shown = tuple(cards.card(int(item), hit=int(item) == target) for item in best)
-    return Shelf(label, shown, rank)
+    return Shelf(label, query, shown, rank)

@@ -3,8 +3,10 @@
 Every sentence follows from the numbers by the thresholds written here, for a good outcome and a bad one alike.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vlm2rec.compare import COUNTING
 from vlm2rec.comparison import SETS, Comparison, Method, PairedTest, p_text
@@ -28,6 +30,7 @@ NAMES = {
     "vlm_prompt": "VLM_Prompt",
     "notellm2": "NoteLLM-2",
     "hybrid": "Hybrid",
+    "transfer": "Transfer",
 }
 STILL = 0.05
 """A relative change smaller than this counts as none."""
@@ -49,13 +52,43 @@ def display(label: str) -> str:
     return NAMES.get(kind, kind) + space + rest
 
 
+def diagnosis_of(method: Method) -> Mapping[str, Any]:
+    """The diagnosis of the run of the lowest seed; empty where it has none."""
+    found = method.runs[0].results().get("diagnosis")
+    return found if isinstance(found, Mapping) else {}
+
+
+def status_of(method: Method) -> str:
+    """'collapsed', or where seeds differ 'collapsed (3 of 5 seeds), balanced (2)'; empty without a diagnosis."""
+    found = [run.results().get("diagnosis", {}).get("status") for run in method.runs]
+    counts = Counter(str(status) for status in found if status is not None).most_common()
+    if len(counts) < 2:
+        return counts[0][0] if counts else ""
+    (first, often), *others = counts
+    rest = "".join(f", {status} ({count})" for status, count in others)
+    return f"{first} ({often} of {len(found)} seeds){rest}"
+
+
 def findings(comparison: Comparison) -> list[Finding]:
     """What happened to each modality, whether fusing pays, who is ahead, and how that stands against counting."""
-    found = [finding for method in comparison.methods for finding in _modalities(method)]
+    found = [
+        finding
+        for method in comparison.methods
+        for finding in (_diagnosed(method) if diagnosis_of(method) else _modalities(method))
+    ]
     found += _duels(comparison)
     found += _sanity(comparison)
     found += _ceiling(comparison)
     return found
+
+
+def _diagnosed(method: Method) -> Iterator[Finding]:
+    """Status and first sentences of a diagnosis, where there is something to conclude about what was trained."""
+    sentences = [str(sentence) for sentence in diagnosis_of(method).get("verdict", ())]
+    if method.kind != "vanilla" and diagnosis_of(method).get("status", "unknown") != "unknown" and sentences:
+        told = " ".join(sentences[:2])
+        seed = f"Seed {method.seeds[0]}: " if len(method.seeds) > 1 else ""
+        yield Finding(f"{display(method.label)}: {status_of(method)}", seed + told)
 
 
 def _modalities(method: Method) -> Iterator[Finding]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vlm2rec.config import TrainingConfig
 from vlm2rec.data.splits import Split, sample_users
@@ -21,6 +23,15 @@ class Batch:
     targets: list[int]
     positive: np.ndarray
     negatives: np.ndarray
+
+
+def objective_arguments(
+    batch: Batch, split: Split, logq: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`negatives`, `positive` and `log_q` as objectives take them; `log_q` is None without `logq`."""
+    shares = torch.from_numpy(split.popularity[batch.targets] / split.popularity.sum())
+    negatives, positive = (torch.from_numpy(part).to(device) for part in (batch.negatives, batch.positive))
+    return negatives, positive, shares.log().to(device) if logq else None
 
 
 class Samples:

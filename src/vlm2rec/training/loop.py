@@ -8,7 +8,7 @@ weights as a run that was never stopped (bit for bit on a CPU).
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,27 @@ Validate = Callable[[int], Mapping[str, float]]
 """`validate(epoch)`: figures of the present weights; the one called `score` chooses the best epoch."""
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found.
+
+    Attributes:
+        figures: for the log.
+        memory: what the next probe is told; JSON, since it is kept with the checkpoints.
+        lines: further lines of the log, a kind and its values each.
+        stop: why training is to end here, for whoever reads the outcome; JSON. None: it goes on.
+    """
+
+    figures: Mapping[str, float]
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    lines: Sequence[tuple[str, Mapping[str, float | str]]] = ()
+    stop: Mapping[str, Any] | None = None
+
+
+Probe = Callable[[int, Mapping[str, Any]], Probed]
+"""`probe(step, memory)`: look at the weights after so many steps, in evaluation mode, and leave them as they are."""
+
+
 @dataclass
 class State:
     """How far training has come."""
@@ -40,7 +61,11 @@ class State:
     validated: int = 0  # epochs
     best_epoch: int = 0
     best: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # of steps
+    probed: int = -1  # the step of the last probe
+    probe_seconds: float = 0.0
+    memory: dict[str, Any] = field(default_factory=dict)  # of the probe
+    stopped: dict[str, Any] | None = None  # why, where a probe ended training before its time
 
 
 def fit(
@@ -54,14 +79,17 @@ def fit(
     validate: Validate | None = None,
     no_decay: Iterable[nn.Parameter] = (),
     patience: int | None = None,
+    probe: Probe | None = None,
+    probe_steps: Collection[int] = (),
     title: str = "training",
 ) -> State:
     """Train the parameters of `module` that want a gradient; leave it with the best epoch's weights.
 
     `folder` gets `metrics.jsonl`, `tensorboard/` and `checkpoints/`; with checkpoints in it, training goes on from
     the last one. Without `validate` the last weights are the best; with `patience`, training ends where so many
-    epochs in a row were none better. Raises FloatingPointError where a gradient is
-    not finite: one step further, no weight would be.
+    epochs in a row were none better. `probe` is called when `probe_steps` steps are done, and at the end; where it
+    asks to stop, that epoch is validated as far as it has come, and is the last. Raises FloatingPointError where a
+    gradient is not finite: one step further, no weight would be.
     """
     accelerator = Accelerator()
     module.to(accelerator.device)
@@ -78,30 +106,28 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints", trained, optimizer)
     state = checkpoints.resume()
     total = settings.epochs * steps_per_epoch
-    log = MetricsLog(folder / "metrics.jsonl", after=state.step, validated=state.validated)
+    log = MetricsLog(folder / "metrics.jsonl", state.step, state.validated, state.probed)
     saved_at = time.monotonic()
     with progress(title, total, state.step) as tell:
         while True:
-            epoch = state.step // steps_per_epoch
-            if epoch > state.validated and state.step % steps_per_epoch == 0:
-                if validate is not None:
-                    tell(state.step, "validating")
-                    module.eval()
-                    figures = dict(validate(epoch))
-                    if not math.isfinite(figures["score"]):
-                        raise FloatingPointError(
-                            f"{title}: validation gives {figures['score']}; lower the learning rate"
-                        )
-                    log.write("validation", state.step, {"epoch": epoch, **figures})
-                    better = not state.best or figures["score"] > state.best["score"]
-                else:
-                    figures, better = {}, True
-                if better:
-                    state.best, state.best_epoch = figures, epoch
+            epoch = math.ceil(state.step / steps_per_epoch)  # that the last step belongs to
+            whole = state.step % steps_per_epoch == 0
+            if epoch > state.validated and (whole or state.stopped is not None):
+                tell(state.step, "validating")
+                module.eval()
+                if _validate(validate, state, epoch, log, title):
                     checkpoints.save_best(epoch)
-                state.validated = epoch
                 checkpoints.save(state)
-            if state.step >= total or (patience is not None and state.validated - state.best_epoch >= patience):
+            over = state.step >= total or state.stopped is not None
+            over |= patience is not None and state.validated - state.best_epoch >= patience
+            if probe is not None and state.probed < state.step and (over or state.step in probe_steps):
+                tell(state.step, "probing")
+                module.eval()
+                stop = _probe(probe, state, epoch, log)
+                state.stopped = None if over or stop is None else {"step": state.step, **stop}
+                checkpoints.save(state)
+                continue
+            if over:
                 break
             began = time.monotonic()
             torch.manual_seed(_mix(seed, state.step))
@@ -122,9 +148,10 @@ def fit(
             state.seconds += seconds
             figures |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm), "memory_gib": memory_gib()}
             figures["samples_per_s"] = figures.pop("samples", float(settings.batch_size)) / seconds
-            log.write("train", state.step, {"epoch": epoch + 1, **figures})
+            epoch = math.ceil(state.step / steps_per_epoch)
+            log.write("train", state.step, {"epoch": epoch, **figures})
             each = state.seconds / state.step * steps_per_epoch
-            tell(state.step, f"loss {figures.get('loss', math.nan):.3f}, epoch {epoch + 1}, {each:.0f} s an epoch")
+            tell(state.step, f"loss {figures.get('loss', math.nan):.3f}, epoch {epoch}, {each:.0f} s an epoch")
             due = time.monotonic() - saved_at > _SECONDS_BETWEEN_CHECKPOINTS
             if due or state.step % settings.checkpoint_every == 0 or state.step % steps_per_epoch == 0:
                 checkpoints.save(state)
@@ -133,6 +160,33 @@ def fit(
     checkpoints.load_best()
     module.eval()
     return state
+
+
+def _validate(validate: Validate | None, state: State, epoch: int, log: MetricsLog, title: str) -> bool:
+    """Validate, log and remember what came of it; return whether the epoch is the best so far."""
+    figures = {} if validate is None else dict(validate(epoch))
+    if validate is not None:
+        if not math.isfinite(figures["score"]):
+            raise FloatingPointError(f"{title}: validation gives {figures['score']}; lower the learning rate")
+        log.write("validation", state.step, {"epoch": epoch, **figures})
+    better = not state.best or figures["score"] > state.best["score"]
+    if better:
+        state.best, state.best_epoch = figures, epoch
+    state.validated = epoch
+    return better
+
+
+def _probe(probe: Probe, state: State, epoch: int, log: MetricsLog) -> Mapping[str, Any] | None:
+    """Probe, log and remember what was found; return why training is to end, if it is."""
+    began = time.monotonic()
+    found = probe(state.step, state.memory)
+    seconds = time.monotonic() - began
+    log.write("probe", state.step, {"epoch": epoch, **found.figures, "seconds": seconds})
+    for kind, values in found.lines:
+        log.write(kind, state.step, values)
+    state.probed, state.memory = state.step, dict(found.memory)
+    state.probe_seconds += seconds
+    return found.stop
 
 
 def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
@@ -146,7 +200,10 @@ def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
 
 
 class Checkpoints:
-    """`step-N-E/` folders to continue from, E epochs validated (the last one is kept), and `best-epoch-N/`."""
+    """`step-N-E/` folders to continue from, E epochs validated (the last one is kept), and `best-epoch-N/`.
+
+    `step-N-E-probed/` is the same after a probe.
+    """
 
     def __init__(self, folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Any) -> None:
         self.folder = folder
@@ -156,10 +213,11 @@ class Checkpoints:
     def save(self, state: State) -> None:
         """Write a checkpoint, then drop the ones before it.
 
-        Validation does not move the step, so its count is in the name too: no checkpoint ever takes another's place,
-        and whenever a kill comes, the last one by name is whole.
+        Neither validation nor a probe moves the step, so they are in the name too: no checkpoint ever takes another's
+        place, and whenever a kill comes, the last one by name is whole.
         """
-        path = self.folder / f"step-{state.step:08d}-{state.validated:04d}"
+        probed = "-probed" if state.probed == state.step else ""
+        path = self.folder / f"step-{state.step:08d}-{state.validated:04d}{probed}"
         with replacing_folder(path) as temporary:
             save_file(self._weights(), temporary / "trained.safetensors")
             save_file(self._moments(), temporary / "optimizer.safetensors")

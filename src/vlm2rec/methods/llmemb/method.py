@@ -64,7 +64,7 @@ class LLMEmb(ItemEmbedder):
         if self.config.seqrec.backbones or self.settings.task1 == "rat":
             Windows(self.split, self.config.seqrec.targets, self.config.seqrec.batch_size, self.config.seed)
         if not trained:
-            prompt = self.config.prompt.model_copy(update={"modalities": "text"})
+            prompt = self.config.prompt.model_copy(update={"modalities": "text", "combine": "sum"})
             self._encoder = build_encoder(self.config.model_copy(update={"prompt": prompt}))
             taken = len(self._tokens(self._encoder.backbone, []))
             if taken >= self._limit(self._encoder.backbone):

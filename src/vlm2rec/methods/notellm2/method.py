@@ -47,7 +47,8 @@ class NoteLLM2(ItemEmbedder):
             return
         self._batches = self._pairs()
         config = self.config
-        encoder = Encoder.build(config.backbone, config.prompt, config.evaluation.batch_tokens)
+        prompt = config.prompt.model_copy(update={"combine": "sum"})  # fusion is the method's own
+        encoder = Encoder.build(config.backbone, prompt, config.evaluation.batch_tokens)
         self._embedder = RecordEmbedder(encoder, self.split.dataset, self.settings.out_dim, config.seed)
         titles, digests = self.split.dataset.titles, self.split.dataset.pictures.digests
         shown = [item for item in range(self.split.n_items) if digests[item] is not None]

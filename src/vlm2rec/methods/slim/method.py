@@ -251,7 +251,8 @@ class SLIM(Embedder):
                 f"backbone.path = {backbone.path!r} reads no pictures, but method.modality = 'multimodal'; take a"
                 " vision-language model, or set method.modality=text"
             )
-        prompt = self.config.prompt.model_copy(update={"modalities": "both" if self.sees else "text"})
+        seen = {"modalities": "both" if self.sees else "text", "combine": "sum"}  # one pass: nothing to combine
+        prompt = self.config.prompt.model_copy(update=seen)
         return Encoder(loaded, backbone, prompt, self.config.evaluation.batch_tokens)
 
     def _build_teacher(self, student: Encoder) -> Teacher:

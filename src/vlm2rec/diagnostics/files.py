@@ -1,0 +1,262 @@
+"""Diagnose embeddings that somebody else's model made: a file a modality, and the log they are to be judged by.
+
+Histories are the mean of their items' unit vectors (Sec. 5.1.3) unless vectors of users are given. Two modalities of
+one width are summed (Eq. 2); of two widths, their unit vectors are put side by side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vlm2rec.data.candidates import draw_candidates
+from vlm2rec.data.dataset import MANIFEST, Dataset
+from vlm2rec.data.sources.local import read_table
+from vlm2rec.data.splits import Split
+from vlm2rec.diagnostics import Diagnosis
+from vlm2rec.diagnostics.measure import measure
+from vlm2rec.diagnostics.space import Chosen, Floats, Ints, Rows, unit
+from vlm2rec.diagnostics.vectors import Vectors, read_vectors
+from vlm2rec.diagnostics.verdict import conclude
+from vlm2rec.errors import InputError
+
+_MIN_EVENTS = 2  # something to ask with, and something to find
+
+
+@dataclass(frozen=True)
+class Log:
+    """Who chose what, in order: as much of a data set as drawing candidates needs."""
+
+    item_ids: list[str]
+    user_ids: list[str]
+    sequences: list[NDArray[np.int32]]
+    fingerprint: str
+
+
+def diagnose_files(
+    text: Path,
+    image: Path,
+    sequences: Path,
+    *,
+    text_users: Path | None = None,
+    image_users: Path | None = None,
+    max_history: int = 10,
+    seed: int = 0,
+) -> tuple[Diagnosis, list[str]]:
+    """Diagnose two files of item vectors by what users chose next.
+
+    Args:
+        text, image: vectors of the items (see `read_vectors`).
+        sequences: a prepared data set, or a table (Parquet, CSV, JSON lines) of user_id, item_id and, unless its rows
+            are in order of time, timestamp.
+        text_users, image_users: vectors of the users' histories, both or none; ids are user ids.
+        max_history: events that a history keeps.
+        seed: draws the candidates and what is sampled.
+
+    Returns:
+        The diagnosis, and a line for whatever was left out or assumed.
+
+    Raises:
+        InputError: a file cannot be used, or the files do not belong together.
+    """
+    if (text_users is None) != (image_users is None):
+        raise InputError("--text-users and --image-users belong together; give both, or none to pool items")
+    notes: list[str] = []
+    log = _read_log(sequences)
+    known = log.item_ids if log.fingerprint else []  # a table lists items as they come: no order to rely on
+    ids, items = _together(read_vectors(text, "text"), read_vectors(image, "image"), known, "items", notes)
+    log = _restricted(log, ids, sequences, notes)
+    views = _with_fused(items)
+    split = Split(cast(Dataset, log), max_history)  # which asks no more of a data set than a `Log` has
+    users = np.arange(split.n_users)
+    histories: dict[str, Rows]
+    if text_users is not None and image_users is not None:
+        given = read_vectors(text_users, "text"), read_vectors(image_users, "image")
+        named, found = _together(*given, log.user_ids if log.fingerprint else [], "users", notes)
+        rows = {name: row for row, name in enumerate(named)}
+        users = np.array([user for user in users if log.user_ids[user] in rows], dtype=np.int64)
+        _note(notes, split.n_users - len(users), f"users have no vector in {text_users} and were left out")
+        if not len(users):
+            raise InputError(f"{text_users}: no user of {sequences} has a vector here; its ids must be user ids")
+        places = np.array([rows[log.user_ids[user]] for user in users])
+        histories = {view: Chosen(vectors, places) for view, vectors in _with_fused(found).items()}
+        for view, source in (("text", text_users), ("image", image_users)):
+            own, wanted = histories[view].shape[1], views[view].shape[1]
+            if own != wanted:
+                raise InputError(
+                    f"{source}: vectors of {own} numbers, those of the items have {wanted}; give one space"
+                )
+    else:
+        past = [split.history(int(user), "test") for user in users]
+        histories = {view: _Pooled(vectors, past) for view, vectors in views.items()}
+        notes.append("histories are the mean of their items' unit vectors; --text-users and --image-users give others")
+    targets = np.array([split.target(int(user), "test") for user in users])
+    candidates = draw_candidates(split, users, "test", "sampled", seed)
+    try:
+        measured = measure([log.user_ids[user] for user in users], histories, views, targets, candidates, seed)
+    except ValueError as error:
+        raise InputError(f"{text}, {image}: {error}") from None
+    if text_users is None:  # how long a mean is says how alike the items are, not which side a sum leans to
+        measured = replace(measured, norms={"items": measured.norms["items"]} if "items" in measured.norms else {})
+    shares = measured.neighbour_overlap
+    if shares and shares["queries"] >= 200 and shares["text_image"] <= 1.5 * shares["chance"]:
+        notes.append(
+            "texts and pictures agree on neighbours no more than by chance: make sure that both files hold the same"
+            " items in the same order"
+        )
+    return Diagnosis(measured, conclude(measured)), notes
+
+
+def _together(
+    text: Vectors, image: Vectors, known: Sequence[str], what: str, notes: list[str]
+) -> tuple[list[str], dict[str, Rows]]:
+    """Both modalities in one order: the ids, and the rows of each. `known`: ids in order, where rows are all there is.
+
+    Raises:
+        InputError: they do not fit each other.
+    """
+    if text.ids is not None and image.ids is not None:
+        place = {name: row for row, name in enumerate(image.ids)}
+        common = [row for row, name in enumerate(text.ids) if name in place]
+        if not common:
+            raise InputError(f"{text.path}, {image.path}: have no id in common; give vectors of the same {what}")
+        ids = [text.ids[row] for row in common]
+        for side, other in ((text, image), (image, text)):
+            _note(
+                notes,
+                len(side.ids or ()) - len(ids),
+                f"{what} of {side.path} are not in {other.path} and were left out",
+            )
+        rows = np.array([place[name] for name in ids])
+        return ids, {"text": Chosen(text.rows, np.array(common)), "image": Chosen(image.rows, rows)}
+    count = text.rows.shape[0]
+    if count != image.rows.shape[0]:
+        raise InputError(
+            f"{text.path} has {count:,} rows, {image.path} {image.rows.shape[0]:,}: without ids, row n must be one and"
+            f" the same of the {what} in both; give Parquet with ids"
+        )
+    named = text.ids or image.ids
+    if named is None and count == len(known):
+        return list(known), {"text": text.rows, "image": image.rows}
+    if named is None:
+        named = [str(row) for row in range(count)]
+        notes.append(f"{text.path} and {image.path} have no ids: rows are taken for the ids 0 to {count - 1} of {what}")
+    else:
+        bare = text.path if text.ids is None else image.path
+        notes.append(f"{bare} has no ids: its rows are taken to be in the order of the other file")
+    return list(named), {"text": text.rows, "image": image.rows}
+
+
+def _with_fused(views: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Both modalities and their fusion: the sum (Eq. 2), or unit vectors side by side where the widths differ."""
+    text, image = views["text"], views["image"]
+    fused = _Summed(text, image) if text.shape[1] == image.shape[1] else _Beside(text, image)
+    return {"fused": fused, "text": text, "image": image}
+
+
+def _read_log(path: Path) -> Log:
+    if (path / MANIFEST).exists():
+        data = Dataset.load(path)
+        return Log(data.item_ids, data.user_ids, data.sequences, data.fingerprint)
+    if not path.is_file() or path.suffix not in (".parquet", ".csv", ".jsonl"):
+        raise InputError(
+            f"{path}: give a prepared data set, or a .parquet, .csv or .jsonl table of user_id, item_id, timestamp"
+        )
+    table = read_table(path)
+    for column in ("user_id", "item_id"):
+        if column not in table.columns:
+            raise InputError(f"{path}: has no column {column} (only {', '.join(table.columns)}); add or rename it")
+        if table[column].null_count():
+            raise InputError(f"{path}: column {column} is empty in some rows; fill it in or leave the rows out")
+    if "timestamp" in table.columns:
+        numbers = table["timestamp"].cast(pl.Float64, strict=False) if table["timestamp"].dtype == pl.String else None
+        table = table if numbers is None else table.with_columns(timestamp=numbers)
+        if table["timestamp"].null_count():
+            raise InputError(f"{path}: column timestamp holds what is no number; give numbers or dates in every row")
+        table = table.sort("timestamp", maintain_order=True)
+    table = table.with_columns(pl.col("user_id", "item_id").cast(pl.String))
+    items = table["item_id"].unique(maintain_order=True)
+    place = table["item_id"].cast(pl.Enum(items)).to_physical().cast(pl.Int32)
+    users = table.select("user_id", place.alias("item")).group_by("user_id", maintain_order=True).agg("item")
+    events = [row.to_numpy() for row in users["item"]]
+    return Log(items.to_list(), users["user_id"].to_list(), events, "")
+
+
+def _restricted(log: Log, ids: Sequence[str], path: Path, notes: list[str]) -> Log:
+    """The log over the items that have vectors, users with too few events left out.
+
+    Raises:
+        InputError: nobody is left.
+    """
+    if list(ids) == log.item_ids and log.fingerprint:
+        return log  # a prepared data set as it is: the candidates are those of its runs
+    row = {name: place for place, name in enumerate(ids)}
+    places = np.array([row.get(name, -1) for name in log.item_ids], dtype=np.int32)
+    _note(notes, int((places < 0).sum()), f"items of {path} have no vector and were left out")
+    kept, users = [], []
+    for user, events in zip(log.user_ids, log.sequences, strict=True):
+        known = places[events]
+        known = known[known >= 0]
+        if len(known) >= _MIN_EVENTS:
+            kept.append(known)
+            users.append(user)
+    if not users:
+        raise InputError(
+            f"{path}: no user has {_MIN_EVENTS} events with items that have vectors; ids there are like"
+            f" {log.item_ids[0]!r}, with the vectors like {ids[0]!r}"
+        )
+    _note(notes, len(log.user_ids) - len(users), f"users have fewer than {_MIN_EVENTS} such events and were left out")
+    digest = blake2b(digest_size=16)
+    for part in (*ids, "", *users):
+        digest.update(f"{part}\n".encode())
+    digest.update(np.concatenate(kept).astype("<i4").tobytes())
+    return Log(list(ids), users, kept, digest.hexdigest())
+
+
+def _note(notes: list[str], count: int, what: str) -> None:
+    if count:
+        notes.append(f"{count:,} {what}")
+
+
+class _Summed:
+    """The raw sum of two views."""
+
+    def __init__(self, text: Rows, image: Rows) -> None:
+        self.shape = text.shape
+        self._parts = (text, image)
+
+    def __getitem__(self, rows: slice | Ints) -> Floats:
+        text, image = (np.asarray(part[rows], dtype=np.float32) for part in self._parts)
+        return text + image
+
+
+class _Beside:
+    """The unit vectors of two views, one behind the other."""
+
+    def __init__(self, text: Rows, image: Rows) -> None:
+        self.shape = (text.shape[0], text.shape[1] + image.shape[1])
+        self._parts = (text, image)
+
+    def __getitem__(self, rows: slice | Ints) -> Floats:
+        return np.concatenate([unit(part[rows]) for part in self._parts], axis=1)
+
+
+class _Pooled:
+    """The mean of the unit vectors of each history's items."""
+
+    def __init__(self, items: Rows, histories: Sequence[NDArray[np.int32]]) -> None:
+        self.shape = (len(histories), items.shape[1])
+        self._items, self._histories = items, histories
+
+    def __getitem__(self, rows: slice | Ints) -> Floats:
+        chosen = self._histories[rows] if isinstance(rows, slice) else [self._histories[int(row)] for row in rows]
+        counts = np.array([len(history) for history in chosen])
+        weights = np.zeros((len(chosen), int(counts.sum())), np.float32)
+        weights[np.repeat(np.arange(len(chosen)), counts), np.arange(weights.shape[1])] = np.repeat(1 / counts, counts)
+        pooled: Floats = weights @ unit(self._items[np.concatenate(chosen)])
+        return pooled
