@@ -1,6 +1,7 @@
 """Small data that several tests share."""
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from program import Call, Said
 
+from vlm2rec.cli import main
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.sources import RawData
@@ -93,3 +96,27 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the private test data is not here; set VLM2REC_TEST_DATA")
     return path
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Run the program in this process, in an empty directory."""
+    import transformers as hf
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    # A program of its own sets these before transformers is imported; here it has been already.
+    hf.logging.set_verbosity_error()
+    hf.logging.disable_progress_bar()
+
+    def called(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["vlm2rec", *map(str, arguments)])
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return Said(status, *capfd.readouterr())
+
+    return called

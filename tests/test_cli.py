@@ -4,52 +4,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import families
 import polars as pl
 import pytest
-import transformers as hf
+from program import Call, Said, check_refused
 from tiny_job import make_config, write_config
 
 from vlm2rec import __version__
-from vlm2rec.cli import main
 from vlm2rec.config import load_config
 from vlm2rec.data.dataset import Dataset
-
-Call = Callable[..., "Said"]
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a call left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Run the program in this process, in an empty directory."""
-    monkeypatch.chdir(_made(tmp_path / "cwd"))
-    # A program of its own sets these before transformers is imported; here it has been already.
-    hf.logging.set_verbosity_error()
-    hf.logging.disable_progress_bar()
-
-    def called(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["vlm2rec", *map(str, arguments)])
-        capfd.readouterr()
-        status = 0
-        try:
-            main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return Said(status, *capfd.readouterr())
-
-    return called
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +40,6 @@ def _made(path: Path) -> Path:
 
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-
-def check_refused(said: Said, *says: str) -> None:
-    assert said.status == 2
-    assert said.out == ""
-    assert said.err.count("\n") == 1 and said.err.endswith("\n"), said.err
-    assert said.err.startswith("vlm2rec: ")
-    assert "Traceback" not in said.err
-    for part in says:
-        assert part in said.err
 
 
 # Bad input

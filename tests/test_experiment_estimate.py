@@ -9,13 +9,14 @@ from tiny_job import make_config, raw_config, write_config
 from typer.testing import CliRunner
 
 from vlm2rec.cli import app
-from vlm2rec.config import Config, parse_config
+from vlm2rec.config import Config, parse_config, read_toml
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.experiments import estimate
 from vlm2rec.experiments.estimate import plan_text
+from vlm2rec.experiments.plan import BESIDES
 from vlm2rec.experiments.runner import Asked, plan_experiments, run_experiment
 from vlm2rec.experiments.schedule import Task
 from vlm2rec.experiments.sizes import PUBLISHED, size_of
@@ -137,6 +138,12 @@ def test_configurations_of_the_papers_data_plan_every_experiment(
     # Read by name as the paper has it: a misspelt key in any of them would have been refused.
     assert said.count("not estimated: OpenGVLab/InternVL3-8B-hf is not on this machine") == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_packaged_configurations_are_valid() -> None:
+    for path in CONFIGS[0].parent.glob("*.toml"):
+        raw = {"method": {"kind": "sft"}, **read_toml(path)}
+        parse_config({key: value for key, value in raw.items() if key not in BESIDES}, origin=path.name)
 
 
 def test_a_gate_counts_too(tiny_dataset: Dataset, llava: Path) -> None:

@@ -165,7 +165,10 @@ def by_hand(dataset: Dataset, encoder: Encoder, objective: Objective, samples: S
         if name == "total":
             loss = objective(query, target, *masks)
         else:
-            loss = InfoNCE(0.1)(Views(getattr(query, name)), Views(getattr(target, name)), *masks)
+            z, e = getattr(query, name), getattr(target, name)
+            there = e.any(dim=1)  # a batch of those alone that have the modality
+            users, place = z.any(dim=1) & there[masks[1]], there.cumsum(0) - 1
+            loss = InfoNCE(0.1)(Views(z[users]), Views(e[there]), masks[0][users][:, there], place[masks[1][users]])
         found = torch.autograd.grad(loss, list(adapters.values()))
         flat[name] = torch.cat([part.reshape(-1) for part in found]).double()
     pairs = {"text": ("total", "text"), "image": ("total", "image"), "between": ("text", "image")}

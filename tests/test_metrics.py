@@ -2,8 +2,9 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from vlm2rec.metrics import METRICS, count, count_full, hit, ndcg, summarise
+from vlm2rec.metrics import METRICS, count, count_full, hit, mean_interval, ndcg, summarise
 
 
 @pytest.mark.parametrize("ties", range(6))
@@ -77,3 +78,28 @@ def test_full_ranking_leaves_out_the_target_and_the_hidden() -> None:
     hidden = [np.array([4, 1]), np.array([0, 2])]  # a history may hold the target: it is still ranked
     assert [part.tolist() for part in count_full(scores, target, hidden)] == [[1, 0], [1, 2]]
     assert [part.tolist() for part in count_full(scores, target, tolerance=1.0)] == [[1, 0], [3, 4]]
+
+
+@pytest.mark.parametrize("users", [2, 3, 40, 5000])
+def test_intervals_are_those_of_scipy(users: int) -> None:
+    values = np.random.default_rng(users).beta(0.3, 2, users)
+    low, high = stats.t.interval(0.95, users - 1, loc=values.mean(), scale=stats.sem(values))
+    assert mean_interval(values) == pytest.approx((values.mean(), low, high), rel=1e-9)
+
+
+def test_intervals_of_one_user_of_equal_ones_and_of_none() -> None:
+    assert mean_interval([0.25]) == (0.25, -np.inf, np.inf)
+    assert mean_interval([0.25] * 8) == (0.25, 0.25, 0.25)
+    assert mean_interval([0, 1]) == pytest.approx((0.5, 0.5 - 12.706 / 2, 0.5 + 12.706 / 2), abs=1e-3)
+    with pytest.raises(ValueError, match="no users"):
+        mean_interval([])
+
+
+def test_an_interval_holds_the_mean_19_times_in_20() -> None:
+    """Of figures as they are by chance: four users in five at 0, the rest anywhere up to 1."""
+    rng = np.random.default_rng(0)
+    gains = ndcg(np.arange(101), np.zeros(101, int), 20)
+    held = [
+        low <= gains.mean() <= high for _, low, high in (mean_interval(rng.choice(gains, 200)) for _ in range(2000))
+    ]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from vlm2rec.config import Config, load_config, parse_config
 from vlm2rec.errors import InputError
 from vlm2rec.runs import (
     Run,
+    locked,
     metrics_lines,
     read_json,
     read_metrics,
@@ -211,3 +215,50 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         Run.create(tmp_path / "file" / "run", config())
     assert caught.value.filename and caught.value.errno
     assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from vlm2rec.runs import locked
+print("asking", flush=True)
+with locked(Path(sys.argv[1]) / "deep" / "x.lock"):
+    print("held", flush=True)
+    if sys.argv[2] == "forever":
+        time.sleep(600)
+    (Path(sys.argv[1]) / "done").write_text("")
+"""
+
+
+def hold(folder: Path, how: str) -> "subprocess.Popen[str]":
+    asked = [sys.executable, "-c", HOLDER, str(folder), how]
+    other = subprocess.Popen(asked, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "asking\n"
+    return other
+
+
+def test_a_lock_keeps_another_process_out(tmp_path: Path) -> None:
+    with locked(tmp_path / "deep" / "x.lock"):
+        other = hold(tmp_path, "briefly")
+        time.sleep(0.5)
+        assert other.poll() is None and not (tmp_path / "done").exists()
+    assert other.communicate(timeout=60)[0] == "held\n" and other.returncode == 0
+    assert (tmp_path / "done").exists()
+    with locked(tmp_path / "deep" / "x.lock"):  # let go of by either
+        pass
+
+
+def test_a_process_that_dies_lets_its_lock_go(tmp_path: Path) -> None:
+    first = hold(tmp_path, "forever")
+    assert first.stdout is not None and first.stdout.readline() == "held\n"
+    second = hold(tmp_path, "briefly")
+    first.kill()
+    first.communicate(timeout=60)
+    assert second.communicate(timeout=60)[0] == "held\n" and (tmp_path / "done").exists()
+
+
+def test_a_lock_is_let_go_of_where_work_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), locked(tmp_path / "x.lock"):
+        raise RuntimeError
+    with locked(tmp_path / "x.lock"):
+        pass

@@ -12,7 +12,7 @@ from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split, Which
 from vlm2rec.metrics import summarise
-from vlm2rec.tasks import CANDIDATE_SETS, Cosine, Table, metrics_of, rank_users
+from vlm2rec.tasks import CANDIDATE_SETS, Cosine, Table, metrics_of, rank_users, ranks_table
 
 SEED = 4
 
@@ -148,3 +148,12 @@ def test_metrics_of_one_task_and_view(small: Small) -> None:
     assert metrics_of(ranks, "retrieval", "sampled") != metrics_of(ranks, "dropout:t2f", "sampled")
     with pytest.raises(ValueError, match="no users"):
         metrics_of(ranks, "retrieval", "nothing")
+
+
+def test_a_table_of_counts() -> None:
+    counts = [np.array(some) for some in ([100, 7], [3, 0], [0, 2])]
+    made = ranks_table(["a", "b"], "dropout:t2f", "sampled", *counts)
+    assert made.rows() == [("a", "dropout:t2f", "sampled", 100, 3, 0), ("b", "dropout:t2f", "sampled", 7, 0, 2)]
+    assert made.columns == ["user_id", "task", "view", "candidates", "above", "ties"]
+    assert set(made.dtypes[3:]) == {pl.Int32}, "as `rank_users` has them, or they could not be put together"
+    assert metrics_of(made, "dropout:t2f", "sampled") == pytest.approx(summarise(counts[1], counts[2]))

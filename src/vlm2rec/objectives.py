@@ -21,7 +21,8 @@ from torch.nn.functional import kl_div, log_softmax, normalize
 class Views(NamedTuple):
     """Last-token states of some sequences or items, each `(B, D)`, not normalised.
 
-    `text` and `image` are None where only a joint pass was made (internal fusion, one modality).
+    `text` and `image` are None where only a joint pass was made (internal fusion, one modality). A row of zeros in one
+    of them is a modality that is not there (an item without a picture, say): it is compared with nothing.
     """
 
     fused: Tensor
@@ -89,7 +90,8 @@ class WPCL(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Per-user margin of each modality, text and image, `(B,)` (Eq. 6).
 
-        Cosine to the positive less the mean cosine to the negatives; a user without negatives gets the former.
+        Cosine to the positive less the mean cosine to the negatives; a user without negatives gets the former. NaN
+        where the user, the positive or all negatives lack the modality.
         """
         own = _own(positive, negatives)
         text, image = (
@@ -99,8 +101,9 @@ class WPCL(nn.Module):
         return text, image
 
     def gap(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
-        """Stronger margin, held fixed, less the weaker one, `(B,)`, >= 0 (Eqs. 7-8)."""
+        """Stronger margin, held fixed, less the weaker one, `(B,)`, >= 0 (Eqs. 7-8); 0 where one is missing."""
         both = torch.stack(self.margins(query, target, negatives, positive))
+        both = both.masked_fill(both.isnan().any(dim=0), 0)  # what is not there does not lag behind
         strong, weak = both.amax(0), both.amin(0)
         return (strong.detach() if self.stop_gradient else strong) - weak
 
@@ -138,7 +141,8 @@ class CRTR(nn.Module):
     """Cross-modal Relational Topology Regularization (Eqs. 11-13).
 
     Each modality ranks all N targets for each user; the two distributions are pulled together by the mean of
-    both KL divergences. Neither side is detached. `negatives` and `positive` are ignored.
+    both KL divergences. Neither side is detached. `negatives` and `positive` are ignored. Users and targets that lack
+    a modality take no part: there is nothing that their other one should agree with.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -149,9 +153,12 @@ class CRTR(nn.Module):
         self, query: Views, target: Views, negatives: Tensor | None = None, positive: Tensor | None = None
     ) -> Tensor:
         """Loss, a scalar >= 0."""
+        sides = [_modalities(query, "query"), _modalities(target, "target")]
+        users, items = (text.any(dim=1) & image.any(dim=1) for text, image in sides)
+        if not bool(users.any() & items.any()):
+            return (sides[0][0].sum() + sides[0][1].sum()) * 0
         text, image = (
-            log_softmax(_cosine(z, e) / self.temperature, dim=-1)
-            for z, e in zip(_modalities(query, "query"), _modalities(target, "target"), strict=True)
+            log_softmax(_cosine(z[users], e[items]) / self.temperature, dim=-1) for z, e in zip(*sides, strict=True)
         )
         forward = kl_div(image, text, reduction="batchmean", log_target=True)
         backward = kl_div(text, image, reduction="batchmean", log_target=True)
@@ -203,8 +210,19 @@ class EachModality(nn.Module):
         """Loss, a scalar."""
         value: Tensor = self.objective(query, target, negatives, positive, log_q)
         for z, e in zip(_modalities(query, "query"), _modalities(target, "target"), strict=True):
-            value = value + self.weight * self.alone(Views(z), Views(e), negatives, positive, log_q)
+            among = comparable(z, e, negatives, positive)
+            value = value + self.weight * self.alone(Views(z), Views(e), among, positive, log_q)
         return value
+
+
+def comparable(query: Tensor, target: Tensor, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
+    """The `negatives` `(B, N)` that can be told from the positive in one modality, `query` (B, D) and `target` (N, D).
+
+    None of a user who lacks the modality, or whose positive does; no target that lacks it.
+    """
+    there = target.any(dim=1)
+    judged = query.any(dim=1) & there[_own(positive, negatives)]
+    return negatives & there & judged[:, None]
 
 
 Objective = InfoNCE | WPCL | VLM2RecLoss | EachModality
@@ -236,10 +254,10 @@ def _contrast(
 
 
 def _margin(query: Tensor, target: Tensor, negatives: Tensor, own: Tensor) -> Tensor:
-    cosine = _cosine(query, target)
+    cosine, among = _cosine(query, target), comparable(query, target, negatives, own)
     towards = cosine.gather(1, own[:, None])[:, 0]
-    against = (cosine * negatives).sum(1) / negatives.sum(1).clamp(min=1)
-    return towards - against
+    against = (cosine * among).sum(1) / among.sum(1).clamp(min=1)
+    return (towards - against).masked_fill(negatives.any(dim=1) & ~among.any(dim=1), torch.nan)
 
 
 def _cosine(query: Tensor, target: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def clean_items(raw: RawData, require: tuple[str, ...]) -> pl.DataFrame:
     for column in ("title", "image"):
         if column not in items.columns:
             items = items.with_columns(pl.lit("").alias(column))
-    ids = _ids(items, "item_id", where)
+    ids = ids_of(items, "item_id", where)
     twice = ids.filter(ids.is_duplicated())
     if len(twice):
         raise InputError(f"{where}: item_id {twice[0]!r} is there more than once; keep one row an item")
@@ -54,10 +54,7 @@ def clean_interactions(raw: RawData, item_ids: pl.Series) -> pl.DataFrame:
     Raises:
         InputError: a column is missing, a value cannot be read, or an item is not among `item_ids`.
     """
-    where, table = raw.interactions_from, raw.interactions
-    for column in ("user_id", "item_id", "timestamp"):
-        _need(table, column, where)
-    table = table.with_columns(_ids(table, "user_id", where), _ids(table, "item_id", where), _times(table, where))
+    where, table = raw.interactions_from, clean_events(raw.interactions, raw.interactions_from)
     known = table["item_id"].is_in(item_ids.implode())
     if not known.all():
         unknown = table["item_id"].filter(~known).unique(maintain_order=True)
@@ -69,6 +66,17 @@ def clean_interactions(raw: RawData, item_ids: pl.Series) -> pl.DataFrame:
     table = table.select(*first, pl.exclude(first))
     seen = table.with_row_index("row").select(pl.col("row").min().over("user_id")).to_series()
     return table.sort(seen, "timestamp", maintain_order=True)
+
+
+def clean_events(table: pl.DataFrame, where: str) -> pl.DataFrame:
+    """Events as they stand, with user_id and item_id as text and timestamp as numbers; other columns are kept.
+
+    Raises:
+        InputError: a column is missing, or a value cannot be read. `where` is what the table is called.
+    """
+    for column in ("user_id", "item_id", "timestamp"):
+        _need(table, column, where)
+    return table.with_columns(ids_of(table, "user_id", where), ids_of(table, "item_id", where), _times(table, where))
 
 
 def _need(table: pl.DataFrame, column: str, where: str) -> None:
@@ -85,7 +93,8 @@ def _text(table: pl.DataFrame, column: str, where: str) -> pl.Series:
     return table[column].cast(pl.String)
 
 
-def _ids(table: pl.DataFrame, column: str, where: str) -> pl.Series:
+def ids_of(table: pl.DataFrame, column: str, where: str) -> pl.Series:
+    """A column of ids as text. Raises InputError where one is missing, or they are neither text nor whole numbers."""
     ids = _text(table, column, where)
     empty = ids.is_null() | (ids == "")
     if empty.any():

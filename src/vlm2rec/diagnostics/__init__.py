@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.splits import Split
-from vlm2rec.diagnostics.measure import Measured, measure
+from vlm2rec.diagnostics.measure import Measured, measure_users
 from vlm2rec.diagnostics.verdict import conclude
 from vlm2rec.embeddings import EmbeddingTable
 
@@ -45,8 +44,5 @@ def diagnose(
     `start` holds `Measured.users` of step 0, `probes` what training probed, where these are known (see `conclude`).
     Raises ValueError as `measure` does.
     """
-    targets = np.array([split.target(int(user), "test") for user in users])
-    candidates = draw_candidates(split, users, "test", "sampled", seed)
-    ids = [split.dataset.user_ids[int(user)] for user in users]
-    measured = measure(ids, histories.views, items.views, targets, candidates, seed)
+    measured = measure_users(histories.views, items.views, split, users, seed)
     return Diagnosis(measured, conclude(measured, start, probes))

@@ -14,18 +14,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import MANIFEST, Dataset
 from vlm2rec.data.sources.local import read_table
 from vlm2rec.data.splits import Split
+from vlm2rec.data.tables import clean_events
 from vlm2rec.diagnostics import Diagnosis
-from vlm2rec.diagnostics.measure import measure
+from vlm2rec.diagnostics.measure import measure_users
 from vlm2rec.diagnostics.space import Chosen, Floats, Ints, Rows, unit
 from vlm2rec.diagnostics.vectors import Vectors, read_vectors
 from vlm2rec.diagnostics.verdict import conclude
 from vlm2rec.errors import InputError
 
 _MIN_EVENTS = 2  # something to ask with, and something to find
+_ASKED = 200  # items whose neighbours must be known before files are suspected of holding different items
 
 
 @dataclass(frozen=True)
@@ -67,44 +68,42 @@ def diagnose_files(
     if (text_users is None) != (image_users is None):
         raise InputError("--text-users and --image-users belong together; give both, or none to pool items")
     notes: list[str] = []
-    log = _read_log(sequences)
-    known = log.item_ids if log.fingerprint else []  # a table lists items as they come: no order to rely on
-    ids, items = _together(read_vectors(text, "text"), read_vectors(image, "image"), known, "items", notes)
+    prepared = (sequences / MANIFEST).exists()
+    log = _prepared(sequences) if prepared else _read_log(sequences, notes)
+    # A table lists items and users as they come: no order to rely on.
+    known_items, known_users = (log.item_ids, log.user_ids) if prepared else ([], [])
+    ids, items = _together(read_vectors(text, "text"), read_vectors(image, "image"), known_items, "items", notes)
+    if prepared:
+        ids, items = _in_order(log, ids, items, sequences, notes)
     log = _restricted(log, ids, sequences, notes)
     views = _with_fused(items)
+    summed = isinstance(views["fused"], _Summed)
+    notes.append(f"texts and pictures are fused as {'a sum' if summed else 'unit vectors side by side'}")
     split = Split(cast(Dataset, log), max_history)  # which asks no more of a data set than a `Log` has
-    users = np.arange(split.n_users)
+    users: Ints = np.arange(split.n_users)
+    if all(len(split.seen(int(user))) == split.n_items for user in users):
+        raise InputError(
+            f"{sequences}: every user has every item that has vectors, so there is nothing to choose from; give more"
+        )
     histories: dict[str, Rows]
     if text_users is not None and image_users is not None:
         given = read_vectors(text_users, "text"), read_vectors(image_users, "image")
-        named, found = _together(*given, log.user_ids if log.fingerprint else [], "users", notes)
-        rows = {name: row for row, name in enumerate(named)}
-        users = np.array([user for user in users if log.user_ids[user] in rows], dtype=np.int64)
-        _note(notes, split.n_users - len(users), f"users have no vector in {text_users} and were left out")
-        if not len(users):
-            raise InputError(f"{text_users}: no user of {sequences} has a vector here; its ids must be user ids")
-        places = np.array([rows[log.user_ids[user]] for user in users])
-        histories = {view: Chosen(vectors, places) for view, vectors in _with_fused(found).items()}
-        for view, source in (("text", text_users), ("image", image_users)):
-            own, wanted = histories[view].shape[1], views[view].shape[1]
-            if own != wanted:
-                raise InputError(
-                    f"{source}: vectors of {own} numbers, those of the items have {wanted}; give one space"
-                )
+        named, found = _together(*given, known_users, "users", notes)
+        users, histories = _histories(log, named, found, views, given, notes)
     else:
         past = [split.history(int(user), "test") for user in users]
         histories = {view: _Pooled(vectors, past) for view, vectors in views.items()}
         notes.append("histories are the mean of their items' unit vectors; --text-users and --image-users give others")
-    targets = np.array([split.target(int(user), "test") for user in users])
-    candidates = draw_candidates(split, users, "test", "sampled", seed)
     try:
-        measured = measure([log.user_ids[user] for user in users], histories, views, targets, candidates, seed)
+        measured = measure_users(histories, views, split, users, seed)
     except ValueError as error:
         raise InputError(f"{text}, {image}: {error}") from None
-    if text_users is None:  # how long a mean is says how alike the items are, not which side a sum leans to
-        measured = replace(measured, norms={"items": measured.norms["items"]} if "items" in measured.norms else {})
+    # Lengths are evidence where raw vectors are summed. That of a mean says how alike its items are, nothing else.
+    leaning = ("items", "histories") if text_users is not None else ("items",)
+    norms = {side: norms for side, norms in measured.norms.items() if summed and side in leaning}
+    measured = replace(measured, norms=norms)
     shares = measured.neighbour_overlap
-    if shares and shares["queries"] >= 200 and shares["text_image"] <= 1.5 * shares["chance"]:
+    if shares and shares["queries"] >= _ASKED and shares["text_image"] <= 1.5 * shares["chance"]:
         notes.append(
             "texts and pictures agree on neighbours no more than by chance: make sure that both files hold the same"
             " items in the same order"
@@ -124,7 +123,10 @@ def _together(
         place = {name: row for row, name in enumerate(image.ids)}
         common = [row for row, name in enumerate(text.ids) if name in place]
         if not common:
-            raise InputError(f"{text.path}, {image.path}: have no id in common; give vectors of the same {what}")
+            raise InputError(
+                f"{text.path}, {image.path}: have no id in common (like {text.ids[0]!r} and {image.ids[0]!r}); give"
+                f" vectors of the same {what}"
+            )
         ids = [text.ids[row] for row in common]
         for side, other in ((text, image), (image, text)):
             _note(
@@ -152,6 +154,19 @@ def _together(
     return list(named), {"text": text.rows, "image": image.rows}
 
 
+def _in_order(
+    log: Log, ids: list[str], items: dict[str, Rows], path: Path, notes: list[str]
+) -> tuple[list[str], dict[str, Rows]]:
+    """Items in the order of a prepared data set, others left out: where none lacks vectors, its runs' candidates."""
+    row = {name: place for place, name in enumerate(ids)}
+    kept = [name for name in log.item_ids if name in row]
+    if kept == ids or not kept:
+        return ids, items
+    _note(notes, len(ids) - len(kept), f"items that have vectors are not in {path} and were left out")
+    places = np.array([row[name] for name in kept])
+    return kept, {view: Chosen(vectors, places) for view, vectors in items.items()}
+
+
 def _with_fused(views: Mapping[str, Rows]) -> dict[str, Rows]:
     """Both modalities and their fusion: the sum (Eq. 2), or unit vectors side by side where the widths differ."""
     text, image = views["text"], views["image"]
@@ -159,27 +174,56 @@ def _with_fused(views: Mapping[str, Rows]) -> dict[str, Rows]:
     return {"fused": fused, "text": text, "image": image}
 
 
-def _read_log(path: Path) -> Log:
-    if (path / MANIFEST).exists():
-        data = Dataset.load(path)
-        return Log(data.item_ids, data.user_ids, data.sequences, data.fingerprint)
+def _histories(
+    log: Log,
+    named: Sequence[str],
+    given: Mapping[str, Rows],
+    items: Mapping[str, Rows],
+    sources: tuple[Vectors, Vectors],
+    notes: list[str],
+) -> tuple[Ints, dict[str, Rows]]:
+    """The users of the log that have vectors, and these: `given` are called `named`, and were read from `sources`.
+
+    Raises:
+        InputError: nobody has any, or they do not live in the space of the `items`.
+    """
+    for source, view in zip(sources, ("text", "image"), strict=True):
+        own, wanted = given[view].shape[1], items[view].shape[1]
+        if own != wanted:
+            raise InputError(
+                f"{source.path}: vectors of {own} numbers, those of the items have {wanted}; give one space"
+            )
+    rows = {name: row for row, name in enumerate(named)}
+    users = np.array([user for user, name in enumerate(log.user_ids) if name in rows], dtype=np.int64)
+    path = sources[0].path
+    if not len(users):
+        raise InputError(
+            f"{path}: has no vector of any user of the log; ids there are like {log.user_ids[0]!r}, here like"
+            f" {named[0]!r}"
+        )
+    _note(notes, len(log.user_ids) - len(users), f"users have no vector in {path} and were left out")
+    _note(notes, len(named) - len(users), f"vectors of {path} belong to no user that can be asked")
+    places = np.array([rows[log.user_ids[user]] for user in users])
+    return users, {view: Chosen(vectors, places) for view, vectors in _with_fused(given).items()}
+
+
+def _prepared(path: Path) -> Log:
+    data = Dataset.load(path)
+    return Log(data.item_ids, data.user_ids, data.sequences, data.fingerprint)
+
+
+def _read_log(path: Path, notes: list[str]) -> Log:
     if not path.is_file() or path.suffix not in (".parquet", ".csv", ".jsonl"):
         raise InputError(
             f"{path}: give a prepared data set, or a .parquet, .csv or .jsonl table of user_id, item_id, timestamp"
         )
     table = read_table(path)
-    for column in ("user_id", "item_id"):
-        if column not in table.columns:
-            raise InputError(f"{path}: has no column {column} (only {', '.join(table.columns)}); add or rename it")
-        if table[column].null_count():
-            raise InputError(f"{path}: column {column} is empty in some rows; fill it in or leave the rows out")
-    if "timestamp" in table.columns:
-        numbers = table["timestamp"].cast(pl.Float64, strict=False) if table["timestamp"].dtype == pl.String else None
-        table = table if numbers is None else table.with_columns(timestamp=numbers)
-        if table["timestamp"].null_count():
-            raise InputError(f"{path}: column timestamp holds what is no number; give numbers or dates in every row")
-        table = table.sort("timestamp", maintain_order=True)
-    table = table.with_columns(pl.col("user_id", "item_id").cast(pl.String))
+    if "timestamp" not in table.columns:
+        notes.append(f"{path} has no timestamp: its rows are taken to be in order of time")
+        table = table.with_row_index("timestamp")
+    table = clean_events(table, str(path)).sort("timestamp", maintain_order=True)
+    if table.is_empty():
+        raise InputError(f"{path}: is empty; give events")
     items = table["item_id"].unique(maintain_order=True)
     place = table["item_id"].cast(pl.Enum(items)).to_physical().cast(pl.Int32)
     users = table.select("user_id", place.alias("item")).group_by("user_id", maintain_order=True).agg("item")
@@ -255,8 +299,6 @@ class _Pooled:
 
     def __getitem__(self, rows: slice | Ints) -> Floats:
         chosen = self._histories[rows] if isinstance(rows, slice) else [self._histories[int(row)] for row in rows]
-        counts = np.array([len(history) for history in chosen])
-        weights = np.zeros((len(chosen), int(counts.sum())), np.float32)
-        weights[np.repeat(np.arange(len(chosen)), counts), np.arange(weights.shape[1])] = np.repeat(1 / counts, counts)
-        pooled: Floats = weights @ unit(self._items[np.concatenate(chosen)])
-        return pooled
+        ends = np.cumsum([len(history) for history in chosen])[:-1]
+        vectors = unit(self._items[np.concatenate(chosen)])
+        return np.stack([some.mean(axis=0) for some in np.split(vectors, ends)])

@@ -8,14 +8,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vlm2rec.data.candidates import draw_candidates
+from vlm2rec.data.splits import Split
 from vlm2rec.diagnostics import spread
 from vlm2rec.diagnostics.dropout import PAIRS, Counts, K, counts_of, queries_of
 from vlm2rec.diagnostics.geometry import alignment, margins, uniformity
 from vlm2rec.diagnostics.space import Ints, Rows, Space, listing
 from vlm2rec.metrics import ndcg
+from vlm2rec.progress import Tell, progress
 from vlm2rec.runs import replacing
 
 VIEWS = ("fused", "text", "image")
+OVERLAPS = (("text", "image"), ("text", "fused"), ("image", "fused"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,20 @@ class Measured:
         return {name: float(self.users[name].mean()) for name in self.counts}  # type: ignore[arg-type]
 
 
+def measure_users(
+    histories: Mapping[str, Rows], items: Mapping[str, Rows], split: Split, users: np.ndarray, seed: int
+) -> Measured:
+    """`measure` the test users on their `sampled` candidates, with progress shown.
+
+    `histories` have a row a user, `items` a row an item. Raises ValueError as `measure` does.
+    """
+    targets = np.array([split.target(int(user), "test") for user in users])
+    candidates = draw_candidates(split, users, "test", "sampled", seed)
+    ids = [split.dataset.user_ids[int(user)] for user in users]
+    with progress("measuring modalities", len(items)) as tell:
+        return measure(ids, histories, items, targets, candidates, seed, tell)
+
+
 def measure(
     user_ids: Sequence[str],
     histories: Mapping[str, Rows],
@@ -56,6 +74,7 @@ def measure(
     targets: Ints,
     candidates: Ints,
     seed: int,
+    tell: Tell = lambda done, view: None,
 ) -> Measured:
     """Measure modality dropout, geometry, margins, norms, spread and neighbours.
 
@@ -68,21 +87,21 @@ def measure(
         targets: (U,) item index bought next.
         candidates: (U, C) item indices to rank the target against, -1 where there is none.
         seed: fixes what is sampled: pairs for U, items for rank and neighbours.
+        tell: told after each view how many are done.
 
     Raises:
-        ValueError: shapes do not fit, a vector is not finite, or nobody has a negative.
+        ValueError: shapes do not fit, no view is on both sides, a vector is not finite, or nobody has a negative.
     """
-    n_items = next(iter(items.values())).shape[0]
-    listed, valid = listing(targets, candidates, n_items)
+    ordered = [*VIEWS, *(view for view in items if view not in VIEWS)]  # a method may have one of its own
+    views = [view for view in ordered if view in items and view in histories]
+    if not views:
+        raise ValueError(f"no view is on both sides: histories have {', '.join(histories)}, items {', '.join(items)}")
+    listed, valid = listing(targets, candidates, items[views[0]].shape[0])
     found: dict[str, _View] = {}
-    queries: Ints | None = None
-    views = [*VIEWS, *(view for view in items if view not in VIEWS)]  # a method may have one of its own
-    for view in (view for view in views if view in items and view in histories):
-        space = Space(items[view])
-        if queries is None:  # the same items in every view
-            queries = spread.neighbour_queries(space, seed)
-        found[view] = _measure_view(view, space, histories, listed, valid, queries, seed)
-    assert queries is not None
+    queries = spread.neighbour_queries(items[views[0]].shape[0], seed)  # the same items in every view
+    for view in views:
+        found[view] = _measure_view(view, items[view], histories, listed, valid, queries, seed)
+        tell(len(found), view)
     by_name = {name: counts for view in found.values() for name, counts in view.counts.items()}
     counts = {name: by_name[name] for name in PAIRS if name in by_name}
     columns = {name: ndcg(*some, K) for name, some in counts.items()}
@@ -91,7 +110,6 @@ def measure(
         "histories": {view: each.history_lengths for view, each in found.items()},
         "items": {view: each.item_lengths for view, each in found.items()},
     }
-    there = np.all([each.item_lengths[queries] > 0 for each in found.values()], axis=0)
     return Measured(
         users=pl.DataFrame({"user_id": list(user_ids), **columns}).with_columns(pl.selectors.float().fill_nan(None)),
         counts=counts,
@@ -100,7 +118,7 @@ def measure(
         norms={side: norms for side, by_view in lengths.items() if (norms := _norms(by_view))},
         effective_rank={view: each.effective_rank for view, each in found.items()},
         isotropy={view: each.isotropy for view, each in found.items()},
-        neighbour_overlap=_overlaps({view: each.neighbours[there] for view, each in found.items()}, n_items),
+        neighbour_overlap=_overlaps(found, queries),
         silent={
             f"{view} of {side}": int((some == 0).sum())
             for side, by_view in lengths.items()
@@ -121,18 +139,19 @@ class _View:
     isotropy: float
     history_lengths: NDArray[np.float64]
     item_lengths: NDArray[np.float64]
-    neighbours: NDArray[np.int64]
+    neighbours: NDArray[np.int64] | None  # None where so few items have a vector that all are neighbours
 
 
 def _measure_view(
     view: str,
-    space: Space,
+    items: Rows,
     histories: Mapping[str, Rows],
     listed: Ints,
     valid: NDArray[np.bool_],
     queries: Ints,
     seed: int,
 ) -> _View:
+    space = Space(items)  # let go of when this returns: there is never more than one
     alone = next((name for name, pair in PAIRS.items() if pair == (view, view)), view)
     asked = {alone: histories[view], **queries_of(histories, view, space.vectors.shape[1])}
     distances = space.distances(asked, listed)
@@ -145,8 +164,28 @@ def _measure_view(
         isotropy=spread.isotropy(space),
         history_lengths=own.lengths,
         item_lengths=space.lengths,
-        neighbours=spread.nearest(space, queries),
+        neighbours=spread.nearest(space, queries) if (~space.empty).sum() > spread.K + 1 else None,
     )
+
+
+def stronger(users: pl.DataFrame, before: pl.DataFrame | None = None) -> dict[str, float]:
+    """Share of users whose text margin is at least the other, and of those for whom that was otherwise `before`.
+
+    Both hold `Measured.users`, in the same order. Users of whom a margin is unknown are left out; a key is missing
+    where nobody is left.
+    """
+    now = _text_leads(users)
+    found = {"text": float(np.nanmean(now))} if np.isfinite(now).any() else {}
+    moved = np.abs(now - _text_leads(before)) if before is not None else np.full(len(now), np.nan)
+    return {**found, "flipped": float(np.nanmean(moved))} if np.isfinite(moved).any() else found
+
+
+def _text_leads(users: pl.DataFrame) -> NDArray[np.float64]:
+    """1 where text's margin is at least the pictures', 0 where it is not, NaN where one is unknown; `(U,)`."""
+    if not {"margin_text", "margin_image"} <= set(users.columns):
+        return np.full(users.height, np.nan)
+    ahead = users.select((pl.col("margin_text") >= pl.col("margin_image")).cast(pl.Float64)).to_series()
+    return ahead.fill_null(np.nan).to_numpy()
 
 
 def write_users(users: pl.DataFrame, path: Path) -> None:
@@ -172,14 +211,16 @@ def _norms(by_view: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
     return {"text": float(text[both].mean()), "image": float(image[both].mean()), "ratio": ratio}
 
 
-def _overlaps(neighbours: Mapping[str, NDArray[np.int64]], n_items: int) -> dict[str, float]:
-    """Shares of neighbours in common, what chance would give, and how many items were asked; empty if it is none."""
-    pairs = [("text", "image"), ("text", "fused"), ("image", "fused")]
-    found = {
-        f"{first}_{second}": spread.overlap(neighbours[first], neighbours[second])
-        for first, second in pairs
-        if first in neighbours and second in neighbours and len(neighbours[first])
-    }
-    if not found:
+def _overlaps(found: Mapping[str, _View], queries: Ints) -> dict[str, float]:
+    """Shares of neighbours in common, what chance would give, and how many items were asked; empty if it is none.
+
+    Asked are those of `queries` that have a vector in every view.
+    """
+    there = np.all([each.item_lengths[queries] > 0 for each in found.values()], axis=0)
+    near = {view: each.neighbours[there] for view, each in found.items() if each.neighbours is not None}
+    pairs = [(first, second) for first, second in OVERLAPS if first in near and second in near]
+    if not pairs or not there.any():
         return {}
-    return {**found, "chance": spread.K / (n_items - 1), "k": spread.K, "queries": len(neighbours["fused"])}
+    shares = {f"{first}_{second}": spread.overlap(near[first], near[second]) for first, second in pairs}
+    n_items = len(found[pairs[0][0]].item_lengths)
+    return {**shares, "chance": spread.K / (n_items - 1), "k": spread.K, "queries": int(there.sum())}

@@ -25,7 +25,6 @@ READ_FLOATS = 1 << 24
 UNRELATED = 2.0
 """Squared distance of unit vectors at a right angle; what anything has to a vector of zeros, which points nowhere."""
 
-
 _NARROW = (1e-30, 1e30)  # lengths that float32 divides by without trouble
 
 
@@ -112,13 +111,17 @@ class Space:
                 raise ValueError(f"{name}: queries {tuple(vectors.shape)} must be ({len(listed)}, {width})")
         squared = {name: np.empty(listed.shape, np.float32) for name in queries}
         lengths = {name: np.empty(len(listed)) for name in queries}
-        for rows in blocks(len(listed), listed.shape[1] * width, BLOCK_FLOATS):
-            gathered, squares = self.vectors[listed[rows]], self.squares[listed[rows]]  # (b, L, D), (b, L)
+        for rows in blocks(len(listed), width, BLOCK_FLOATS):
+            asked = {}
             for name, vectors in queries.items():
-                shifted, lengths[name][rows] = unit_and_length(vectors[rows])
-                shifted -= self.centre
-                dots = np.matmul(gathered, shifted[:, :, None])[..., 0]
-                squared[name][rows] = squares + _squares(shifted)[:, None] - 2 * dots
+                asked[name], lengths[name][rows] = unit_and_length(vectors[rows])
+                asked[name] -= self.centre
+            for part in blocks(rows.stop - rows.start, listed.shape[1] * width, BLOCK_FLOATS):
+                some = listed[rows][part]
+                gathered, squares = self.vectors[some], self.squares[some]  # (b, L, D), (b, L)
+                for name, shifted in asked.items():
+                    dots = np.matmul(gathered, shifted[part, :, None])[..., 0]
+                    squared[name][rows][part] = squares + _squares(shifted[part])[:, None] - 2 * dots
         found = {}
         for name in queries:
             heard = ~self.empty[listed] & (lengths[name] > 0)[:, None]

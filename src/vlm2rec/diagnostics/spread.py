@@ -8,8 +8,8 @@ from vlm2rec.diagnostics.space import Ints, Space
 SAMPLED = 4096
 """Items whose covariance the effective rank is taken from."""
 
-QUERIES = 2000
-"""Items whose neighbours are looked up."""
+QUERIES = 1000
+"""Items whose neighbours are looked up: 10,000 neighbours, so a share of them is known to about .01."""
 
 K = 10
 """Neighbours of each."""
@@ -21,7 +21,8 @@ def effective_rank(space: Space, seed: int) -> float:
     """Directions that the unit vectors of the items really use: exp of the entropy of the covariance's spectrum.
 
     Between 1 (all on one line) and D, about their mean (Roy and Vetterli, EUSIPCO 2007, on variances). From at most
-    `SAMPLED` items, so it cannot be above that. 0 where all vectors are the same.
+    `SAMPLED` items: it cannot be above their number, and falls short of the catalogue's where it comes near that, so
+    compare views of one catalogue, not catalogues of two sizes. 0 where all vectors are the same.
     """
     items = _some(np.flatnonzero(~space.empty), SAMPLED, seed)
     vectors = space.vectors[items].astype(np.float64)
@@ -47,22 +48,23 @@ def isotropy(space: Space) -> float:
 def nearest(space: Space, queries: Ints, k: int = K) -> NDArray[np.int64]:
     """The `k` items nearest by cosine to each of some items, itself left out: `(Q, k)`, in no order.
 
-    Rows of items whose vector is zero mean nothing.
+    Rows of items whose vector is zero mean nothing; nor does any row where fewer than `k` others are not.
     """
     found = np.empty((len(queries), k), np.int64)
-    squares = np.where(space.empty, np.inf, space.squares)
+    squares = np.where(space.empty, np.float32(np.inf), space.squares)
     for start in range(0, len(queries), _AT_ONCE):
         rows = queries[start : start + _AT_ONCE]
-        apart = squares[None, :] - 2 * (space.vectors[rows] @ space.vectors.T)
+        apart = space.vectors[rows] @ space.vectors.T
+        apart *= -2
+        apart += squares
         apart[np.arange(len(rows)), rows] = np.inf
         found[start : start + len(rows)] = np.argpartition(apart, k - 1, axis=1)[:, :k]
     return found
 
 
-def neighbour_queries(space: Space, seed: int, k: int = K) -> Ints:
-    """Items to look up, at most `QUERIES`; none where there are too few for `k` neighbours to mean anything."""
-    items = np.flatnonzero(~space.empty)
-    return _some(items, QUERIES, seed) if len(items) > k + 1 else items[:0]
+def neighbour_queries(n_items: int, seed: int) -> Ints:
+    """Items to look up, at most `QUERIES`."""
+    return _some(np.arange(n_items), QUERIES, seed)
 
 
 def overlap(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:

@@ -1,17 +1,19 @@
 """Embedding files of other people's making."""
 
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from vlm2rec.data.tables import ids_of
 from vlm2rec.diagnostics.space import READ_FLOATS, Rows, blocks
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 
 _FORMATS = "give .npy (row number = item), .parquet (ids and vectors), or a folder of an embedding table"
+_IDS = ("item_id", "user_id", "id")
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,11 @@ def read_vectors(path: Path, view: str) -> Vectors:
     `view` is taken.
 
     Raises:
-        InputError: the file cannot be read, its vectors are of several lengths or not finite, or an id is there twice.
+        InputError: the file cannot be read, its vectors are of several lengths, not finite or all zero, or an id is
+            there twice.
     """
     if path.is_dir():
-        table = EmbeddingTable.load(path)
-        if view not in table.views:
-            raise InputError(f"{path}: has no view {view}, only {', '.join(table.views)}; give another folder")
-        found = Vectors(path, table[view], table.ids.tolist())
+        found = _table(path, view)
     elif not path.exists():
         raise InputError(f"{path}: no such file; {_FORMATS}")
     elif path.suffix == ".npy":
@@ -49,47 +49,58 @@ def read_vectors(path: Path, view: str) -> Vectors:
     if 0 in found.rows.shape:
         raise InputError(f"{path}: is empty; give vectors")
     if found.ids is not None and len(set(found.ids)) < len(found.ids):
-        twice = next(name for place, name in enumerate(found.ids) if name in found.ids[:place])
+        twice = Counter(found.ids).most_common(1)[0][0]
         raise InputError(f"{path}: id {twice!r} is there more than once; keep one vector each")
-    wrong = list(_not_finite(found.rows))
-    if wrong:
-        first = f"row {wrong[0]}" if found.ids is None else repr(found.ids[wrong[0]])
-        raise InputError(
-            f"{path}: {len(wrong):,} vectors hold NaN or infinity, the first is that of {first}; encode again"
-        )
+    _check_numbers(found)
     return found
+
+
+def _table(path: Path, view: str) -> Vectors:
+    if not (path / "ids.json").exists():
+        raise InputError(f"{path}: is a folder, but no embedding table (ids.json is missing); {_FORMATS}")
+    table = EmbeddingTable.load(path)
+    if view not in table.views:
+        raise InputError(f"{path}: has no view {view}, only {', '.join(table.views)}; give another folder")
+    return Vectors(path, table[view], table.ids.tolist())
 
 
 def _npy(path: Path) -> Rows:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as .npy ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-        shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-        raise InputError(f"{path}: holds {dtype} of shape {shape}; give floats of shape (items, width)")
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: cannot be read as .npy ({reason}); write it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: is an archive of arrays; write the one that is meant with numpy.save")
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise InputError(f"{path}: holds {array.dtype} of shape {array.shape}; give floats of shape (rows, width)")
     return np.asarray(array)  # a plain view of the map: small reads of a memmap cost more than the reading
 
 
 def _parquet(path: Path) -> Vectors:
     try:
         table = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path}: cannot be read as Parquet: {reason}") from None
+        raise InputError(f"{path}: cannot be read as Parquet ({reason}); write it anew") from None
     lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List | pl.Array)]
     others = [name for name in table.columns if name not in lists]
-    ids = next(
-        (name for name in ("item_id", "user_id", "id") if name in others), others[0] if len(others) == 1 else None
-    )
+    ids = next((name for name in _IDS if name in others), others[0] if len(others) == 1 else None)
     if len(lists) != 1 or ids is None:
         raise InputError(
-            f"{path}: has the columns {', '.join(table.columns)}; give one of ids (item_id) and one of vectors (lists)"
+            f"{path}: has the columns {', '.join(table.columns) or 'none'}; give one of ids (item_id) and one of"
+            " vectors (lists)"
         )
-    if table[ids].null_count():
-        raise InputError(f"{path}: column {ids} is empty in some rows; give every vector an id")
-    column = table[lists[0]]
-    column = column.arr.to_list() if isinstance(column.dtype, pl.Array) else column
+    return Vectors(path, _lists(table[lists[0]], path), ids_of(table, ids, str(path)).to_list())
+
+
+def _lists(column: pl.Series, path: Path) -> Rows:
+    """Lists of numbers as an array `(n, D)` float32. Raises InputError where they are of several lengths."""
+    dtype = column.dtype
+    assert isinstance(dtype, pl.List | pl.Array)
+    if not dtype.inner.is_numeric():
+        raise InputError(f"{path}: column {column.name} holds {dtype}; give lists of numbers")
+    column = column.arr.to_list() if isinstance(dtype, pl.Array) else column
     widths = column.list.len().fill_null(0)
     if widths.n_unique() > 1:
         odd = int((widths != widths[0]).arg_max() or 0)
@@ -97,17 +108,27 @@ def _parquet(path: Path) -> Vectors:
             f"{path}: vectors differ in length, {widths[0]} numbers in the first row and {widths[odd]} in row"
             f" {odd + 1}; give all the same"
         )
-    try:
-        values = column.explode().cast(pl.Float32).to_numpy()
-    except pl.exceptions.PolarsError:
-        raise InputError(f"{path}: column {lists[0]} holds {column.dtype}; give lists of numbers") from None
     width = int(widths[0]) if len(widths) else 0
-    rows = values.reshape(len(widths), width) if width else np.zeros((len(widths), 0), np.float32)
-    return Vectors(path, rows, table[ids].cast(pl.String).to_list())
+    if width == 0:
+        return np.zeros((len(widths), 0), np.float32)
+    return column.explode().cast(pl.Float32).to_numpy().reshape(len(widths), width)
 
 
-def _not_finite(rows: Rows) -> Iterator[int]:
-    """Numbers of the rows that hold a NaN or an infinity."""
-    for some in blocks(rows.shape[0], rows.shape[1], READ_FLOATS):
-        wrong = ~np.isfinite(np.asarray(rows[some], dtype=np.float32)).all(axis=1)
-        yield from (int(some.start + row) for row in np.flatnonzero(wrong))
+def _check_numbers(found: Vectors) -> None:
+    """Raises InputError where a number is not finite, or all are zero."""
+    wrong: list[int] = []
+    zero = True
+    count, width = found.rows.shape
+    for some in blocks(count, width, READ_FLOATS):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+            numbers = np.asarray(found.rows[some], dtype=np.float32)
+        wrong += (some.start + np.flatnonzero(~np.isfinite(numbers).all(axis=1))).tolist()
+        zero = zero and not numbers.any()
+    if wrong:
+        first = f"row {wrong[0]}, counted from 0" if found.ids is None else repr(found.ids[wrong[0]])
+        raise InputError(
+            f"{found.path}: {len(wrong):,} vectors hold NaN or infinity (as float32), the first is that of {first};"
+            " encode again"
+        )
+    if zero:
+        raise InputError(f"{found.path}: all vectors are zero, so there is nothing to diagnose; encode again")

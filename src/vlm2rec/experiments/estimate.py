@@ -2,7 +2,7 @@
 
 Counted: 2 operations a parameter and token forward, as many again back to the adapters, one forward more for
 checkpointed gradients and for micro-batches; visual tokens once a picture; items and users at every validation and at
-the end; the softmax over the catalogue for sequential models. Not counted: text that a model generates, attention over
+the end; the softmax over the catalogue for sequential models. Not counted: probes, generated text, attention over
 long prompts, reading files. So the hours are a guess to plan by, not a promise; finished runs in the folder correct it.
 """
 

@@ -24,7 +24,7 @@ from vlm2rec.experiments.spec import Experiment, Row
 
 NOT_ASKED = "not asked for"
 
-_BESIDES = ("rows", "without", "families", "source", "datasets")
+BESIDES = ("rows", "without", "families", "source", "datasets")
 """What an experiment's file has and a run's has not."""
 
 _COMMON = ("data", "evaluation", "seed")
@@ -166,7 +166,7 @@ class _Settings:
     def __init__(self, raw: Mapping[str, Any], out: Path) -> None:
         self.raw, self.out = raw, out
         self.own, self.reasons = _table(raw, "rows"), _table(raw, "without")
-        self._common = merged(_BASE, {k: v for k, v in raw.items() if k not in (*_BESIDES, "method")})
+        self._common = merged(_BASE, {k: v for k, v in raw.items() if k not in (*BESIDES, "method")})
         self._homes: dict[int, dict[str, str]] = {}
 
     def known(self, experiment: Experiment) -> list[str]:

@@ -14,7 +14,7 @@ from vlm2rec.diagnostics.gradients import Loss, compared, gradients, without_dro
 from vlm2rec.diagnostics.monitor import Monitor
 from vlm2rec.encode import embed
 from vlm2rec.encoder import Encoder, Prompt
-from vlm2rec.objectives import InfoNCE, Objective, Views
+from vlm2rec.objectives import InfoNCE, Objective, Views, comparable
 from vlm2rec.runs import Run
 from vlm2rec.training.batches import Samples, objective_arguments
 from vlm2rec.training.loop import Probe, Probed
@@ -88,10 +88,12 @@ class Alignment:
         def alone(view: str, vectors: Mapping[str, Tensor]) -> Tensor:
             sides = vectors[view][:count], vectors[view][count:]
             query, target = (  # a view that is not there is zero, as `assemble` has it
-                Views(side if known is None else side * known[:, _VIEWS.index(view), None])
+                side if known is None else side * known[:, _VIEWS.index(view), None]
                 for side, known in zip(sides, there, strict=True)
             )
-            value: Tensor = infonce(query, target, *arguments)
+            negatives, positive, log_q = arguments
+            among = comparable(query, target, negatives, positive)
+            value: Tensor = infonce(Views(query), Views(target), among, positive, log_q)
             return value
 
         return {"total": total, **{view: partial(alone, view) for view in _VIEWS}}

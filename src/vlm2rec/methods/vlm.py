@@ -264,12 +264,16 @@ def _figures(
     found: dict[str, Tensor] = {}
     if query.text is not None and query.image is not None:
         text, image = probe.margins(query, target, negatives, positive)
+        lengths = [view.float().norm(dim=1) for view in (query.text, query.image)]
+        ratios = (lengths[0] / lengths[1])[(lengths[0] > 0) & (lengths[1] > 0)]
         found = {
-            "margin_text": text.mean(),
-            "margin_image": image.mean(),
+            "margin_text": text.nanmean(),
+            "margin_image": image.nanmean(),
             "gap": probe.gap(query, target, negatives, positive).mean(),
-            "norm_ratio": (query.text.float().norm(dim=1) / query.image.float().norm(dim=1)).mean(),
+            "norm_ratio": ratios.mean(),
         }
+        # A batch in which nobody has both modalities has neither a ratio nor, perhaps, margins.
+        found = {name: value for name, value in found.items() if not value.isnan()}
     if isinstance(objective, VLM2RecLoss):
         found["crtr"] = objective.crtr(query, target)
         if objective.wpcl is not None:
