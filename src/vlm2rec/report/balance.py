@@ -19,6 +19,7 @@ from vlm2rec.report.parts import NONE, Panel, Sheet, slug, without_empty
 from vlm2rec.report.plots import BarChart, LineChart
 from vlm2rec.report.words import diagnosis_of, display, status_of
 
+_LONG = 14  # characters of a name that a narrow chart's title has room for; the block's heading has it all
 _SIDES = {"f2f": "fused", "t2f": "text", "v2f": "image", "t2t": "text_own", "v2v": "image_own"}
 """Query and items -> colour."""
 _PROBES: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
@@ -106,7 +107,7 @@ def _block(method: Method, chance: Mapping[str, float], logs: Logs) -> Block:
         Panel(
             f"{key}-{slug(method.label)}",
             LineChart(
-                f"{name}: {title}",
+                f"{name}: {title}" if len(name) <= _LONG else title[0].upper() + title[1:],
                 [one for css, label, probe in curves for one in seeds(method, logs, "probe", probe, css, label)],
                 "training step",
                 axis,
