@@ -54,7 +54,7 @@ def compare(path: Path, backbone: str, method: str, batch: int, repeats: int) ->
     one = configs["separate"]
     split = Split(Dataset.load(path), one.data.max_history)
     encoder, objective = build_encoder(one), build_objective(one)
-    encoder.check_branches(split.dataset)
+    encoder.check_branches()
     encoder.add_lora(one.backbone.lora, seed=0)
     objective.to(encoder.device)
     encoder.look_at(split.dataset, range(split.n_items))

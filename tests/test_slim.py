@@ -16,12 +16,13 @@ from tiny_job import without_clock
 
 from vlm2rec.backbones import generate
 from vlm2rec.backbones.load import load_backbone
+from vlm2rec.backbones.packing import Prompt
 from vlm2rec.backbones.small import TextEncoder
 from vlm2rec.config import BackboneConfig, Config, PromptConfig, parse_config
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.job import run
 from vlm2rec.methods.slim import answers

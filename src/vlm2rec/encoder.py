@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from vlm2rec.backbones.branches import Tree, branch_states, grown, why_not
 from vlm2rec.backbones.load import Backbone, load_backbone, towers
 from vlm2rec.backbones.lora import add_lora, load_lora
+from vlm2rec.backbones.packing import Prompt, packed_states, rows, why_not
 from vlm2rec.backbones.vision import Visual
 from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
 from vlm2rec.data.dataset import Catalogue
@@ -24,15 +23,6 @@ from vlm2rec.runs import read_json, replacing_folder, write_json
 _FILE = "encoder.json"
 _PICTURES_AT_ONCE = 64  # on a GPU; on a CPU each alone, so that its tokens do not hang on which others were asked for
 _HISTORIES_CHECKED = 2000
-_ROUNDING, _COARSE_ROUNDING = 0.01, 0.05  # of a vector's length, in float32 and in anything narrower
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One forward pass's input: token ids and, in reading order, the visual tokens that they leave room for."""
-
-    ids: list[int]
-    visuals: list[Visual]
 
 
 class Encoder(nn.Module):
@@ -56,6 +46,7 @@ class Encoder(nn.Module):
         self.batch_tokens = batch_tokens
         self.adapter: PeftModel | None = None
         self.gate = Gate(backbone.dim).to(self.device) if prompt.combine == "gated" else None
+        self._packs = why_not(backbone) is None
         self._opening, self._closing = backbone.wrapper(prompt.chat)
         self._texts: dict[str, list[int]] = {}
         self._catalogue: Catalogue | None = None
@@ -166,17 +157,9 @@ class Encoder(nn.Module):
         finally:
             self._visuals = known
 
-    @torch.no_grad()
-    def check_branches(self, catalogue: Catalogue) -> None:
-        """Try whether the backbone reads branches as it reads prompts one by one. Raises InputError where not."""
+    def check_branches(self) -> None:
+        """Try whether the backbone reads prompts together, what they share once. Raises InputError where not."""
         reason = why_not(self.backbone)
-        if reason is None:
-            item = next((i for i, picture in enumerate(catalogue.pictures) if picture is not None), 0)
-            prompts = self.prompts(catalogue, [[item], [item, item]])
-            one_by_one, branched = self(prompts).float(), self.branched(prompts).float()
-            error = float(((one_by_one - branched).norm(dim=1) / one_by_one.norm(dim=1)).max())
-            if not error < (_ROUNDING if self.model.dtype == torch.float32 else _COARSE_ROUNDING):
-                reason = "does not give branches the vectors that it gives prompts read one by one"
         if reason is not None:
             raise InputError(
                 f"training.prefixes=branched: backbone.path = {self.settings.path!r} ({self.model.config.model_type})"
@@ -186,34 +169,23 @@ class Encoder(nn.Module):
     def forward(self, prompts: Sequence[Prompt]) -> Tensor:
         """Last-token state of every prompt, `(n, D)`, not normalised.
 
-        Prompts of like length share a forward pass, so little is spent on padding; a vector does not depend on
-        which others were beside it.
+        Prompts share rows of about `batch_tokens` tokens, without padding, and what they begin with is read once (in
+        training they share its dropout too). A vector does not depend on which others were beside it. Where a family
+        cannot be packed, prompts of like length share a padded batch.
         """
-        order, buckets = _buckets([len(prompt.ids) for prompt in prompts], self.batch_tokens)
-        states = [
-            self.backbone.last_states(
-                [prompts[i].ids for i in bucket], [visual for i in bucket for visual in prompts[i].visuals]
-            )
-            for bucket in buckets
-        ]
-        return _in_order(states, order)
-
-    def branched(self, prompts: Sequence[Prompt]) -> Tensor:
-        """The vectors of `forward`, from fewer tokens: prompts that go on where the one before them ends share a row.
-
-        So do the prompts of growing prefixes of one history. In training they share the row's dropout too.
-        """
-        tail = len(self._text(self.prompt.closing)) + len(self._closing)
-        groups = grown([(prompt.ids, prompt.visuals) for prompt in prompts], tail)
-        alone = [group[0] for group in groups if len(group) == 1]
-        together = [group for group in groups if len(group) > 1]
-        trees = [Tree.of([prompts[i].ids for i in group], tail) for group in together]
-        order, buckets = _buckets([len(tree) for tree in trees], self.batch_tokens)
-        states = [self([prompts[i] for i in alone])] if alone else []
-        for bucket in buckets:
-            visuals = [visual for i in bucket for visual in prompts[together[i][-1]].visuals]
-            states.append(branch_states(self.backbone, [trees[i] for i in bucket], visuals))
-        return _in_order(states, [*alone, *(row for i in order for row in together[i])])
+        if self._packs:
+            found = rows(prompts, self.backbone.image_token, self.batch_tokens)
+            states = [packed_states(self.backbone, [prompts[i] for i in row]) for row in found]
+        else:
+            found = _buckets([len(prompt.ids) for prompt in prompts], self.batch_tokens)
+            states = [
+                self.backbone.last_states(
+                    [prompts[i].ids for i in bucket], [visual for i in bucket for visual in prompts[i].visuals]
+                )
+                for bucket in found
+            ]
+        order = torch.tensor([i for row in found for i in row], device=self.device)
+        return torch.cat(states)[order.argsort()]
 
     def read(self, segments: Sequence[Segment]) -> Prompt:
         """Tokens and pictures of any segments, inside the chat template where there is one; `look_at` comes first."""
@@ -306,21 +278,12 @@ class Encoder(nn.Module):
         return self._titles[item]
 
 
-def _buckets(lengths: Sequence[int], batch_tokens: int) -> tuple[list[int], list[list[int]]]:
-    """Rows in falling order of length, cut where padding would pass a fifth or the tokens pass `batch_tokens`."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+def _buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Rows in falling order of length, cut where padding would pass a twentieth or the tokens pass `batch_tokens`."""
     buckets: list[list[int]] = []
-    for i in order:
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[buckets[-1][0]] if buckets else 0
-        if not buckets or lengths[i] < 0.8 * longest or (len(buckets[-1]) + 1) * longest > batch_tokens:
+        if not buckets or lengths[i] < 0.95 * longest or (len(buckets[-1]) + 1) * longest > batch_tokens:
             buckets.append([])
         buckets[-1].append(i)
-    return order, buckets
-
-
-def _in_order(states: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    """Row k of the joined `states` belongs to place `order[k]`; put it there."""
-    back = torch.empty(len(order), dtype=torch.long)
-    back[torch.tensor(order)] = torch.arange(len(order))
-    joined = torch.cat(list(states))
-    return joined[back.to(joined.device)]
+    return buckets

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import vlm2rec.backbones.efficientnet  # noqa: F401  registers EfficientNet-Lite0 with the Auto classes
+from vlm2rec.backbones import attention
 from vlm2rec.backbones.vision import VisionTower, Visual
 from vlm2rec.config import BackboneConfig
 from vlm2rec.errors import InputError
@@ -37,13 +38,13 @@ _AROUND_PICTURE = {
     "smolvlm": ("<fake_token_around_image><global-img>", "<fake_token_around_image>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
 }
+# Vision towers that attend within windows or pictures of one long row: SDPA would take them one by one.
+_WINDOWED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 BUILT_IN = Path(__file__).with_name("nano_checkpoint")
 """`nano`, as `vlm2rec.backbones.nano` builds it."""
 
 _KINDS = ("token_type_ids", "mm_token_type_ids")
 _CONTENT = "VLM2REC-CONTENT"
-_ROWS_THAT_SHARE = 4
-_TOKENS_TO_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -107,24 +108,8 @@ class Backbone:
         A causal model never looks at the padding behind a row's end, so no attention mask is made and the fast
         attention paths stay open. `visuals` are the pictures of all rows, in reading order.
         """
-        lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
-        longest = int(lengths.max())
-        padded = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=self.model.device)
-        kinds = self.kinds(padded)
-        # In training each row draws dropout of its own, the same with a gradient and without (GradCache).
-        shared = 0 if kinds or torch.is_grad_enabled() or self.model.training else self._shared(ids)
-        inputs: dict[str, Any] = {"input_ids": padded[:, shared:], "use_cache": shared > 0}
-        inputs.update(kinds)
-        if shared:
-            # What all rows begin with is read once. With a gradient it is not: the cache would be written to twice.
-            cache = self.model(input_ids=padded[:1, :shared], use_cache=True).past_key_values
-            cache.batch_repeat_interleave(len(ids))
-            inputs["past_key_values"] = cache
-        if visuals:
-            assert self.vision is not None
-            inputs.update(self.vision.inputs(visuals))
-        states: Tensor = self.model(**inputs).last_hidden_state
-        return states[torch.arange(len(ids), device=states.device), lengths - shared - 1]
+        states, real = self.states(ids, visuals)
+        return states[torch.arange(len(ids), device=states.device), real.sum(1) - 1]
 
     def states(
         self, ids: Sequence[Sequence[int]], visuals: Sequence[Visual] = (), masked: bool = False
@@ -160,18 +145,6 @@ class Backbone:
         names = [name for name in _KINDS if name in _parameters(self.model)]
         return {name: torch.eq(padded, self.image_token).long() for name in names}
 
-    def _shared(self, ids: Sequence[Sequence[int]]) -> int:
-        """How many first tokens all rows have in common; 0 where it would not pay. Never part of a picture."""
-        if len(ids) < _ROWS_THAT_SHARE:
-            return 0
-        first, last = (
-            min(map(tuple, ids)),
-            max(map(tuple, ids)),
-        )  # rows between them in order share whatever these two do
-        limit = min(len(row) for row in ids) - 1
-        count = next((k for k in range(limit) if first[k] != last[k] or first[k] == self.image_token), limit)
-        return count if count >= _TOKENS_TO_SHARE else 0
-
 
 def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
     """Load from a local folder, from the hub, or `nano`, which comes with the package; to the GPU where there is one.
@@ -201,6 +174,7 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
             f"backbone.path = {settings.path!r}: {len(missing)} weights are missing ({missing[0]}, …);"
             " fetch or build the checkpoint again"
         )
+    _own_attention(loaded.config)
     loaded.requires_grad_(False).eval()
     if torch.cuda.is_available():
         loaded.cuda()
@@ -249,6 +223,15 @@ def towers(model: torch.nn.Module) -> dict[str, dict[str, int]]:
 def language_path(name: str) -> bool:
     """Whether a module path lies in the language model of a vision-language model."""
     return "language_model." in name or "text_model." in name
+
+
+def _own_attention(config: Any) -> None:
+    """Attention that takes rows of many pieces, where the model would use SDPA: it is that, and more."""
+    if config.get_text_config()._attn_implementation == "sdpa":
+        config.get_text_config()._attn_implementation = attention.TEXT
+    eyes = getattr(config, "vision_config", None)
+    if eyes is not None and eyes._attn_implementation == "sdpa" and config.model_type in _WINDOWED:
+        eyes._attn_implementation = attention.VISION
 
 
 def _with_head(config: Any) -> Any:

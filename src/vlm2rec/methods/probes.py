@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlm2rec.backbones.packing import Prompt
 from vlm2rec.config import Config
 from vlm2rec.data.splits import Split, sample_users
 from vlm2rec.diagnostics.gradients import Loss, compared, gradients, without_dropout
 from vlm2rec.diagnostics.monitor import Monitor
 from vlm2rec.encode import embed
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.objectives import InfoNCE, Objective, Views, comparable
 from vlm2rec.runs import Run
 from vlm2rec.training.batches import Samples, objective_arguments

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from vlm2rec.diagnostics.measure import write_users
 from vlm2rec.diagnostics.monitor import probe_steps
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import encode
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.methods.base import Embedder, need_pictures
 from vlm2rec.methods.probes import build_probe
 from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, Views, VLM2RecLoss
@@ -59,7 +59,7 @@ class VLM(Embedder):
         if not trained and not isinstance(self.config.method, Vanilla):
             Samples(self.split, self.config.training, self.config.seed)
             if self.config.training.prefixes == "branched":
-                self.encoder.check_branches(self.split.dataset)
+                self.encoder.check_branches()
 
     def reference(self, run: Run, users: np.ndarray, shared: Path | None) -> None:
         """Dropout and geometry at step 0, from the backbone as it comes."""
@@ -227,8 +227,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 def training_step(samples: Samples, split: Split, encoder: Encoder, objective: Objective, config: Config) -> Step:
     """One batch's gradients and figures, for `fit`."""
-    part, branched = config.training.micro_batch, config.training.prefixes == "branched"
-    embed: Callable[[Sequence[Prompt]], Tensor] = encoder.branched if branched else encoder
+    part = config.training.micro_batch
     prompts_a_sample = 2 * len(encoder.passes)
     # Margins and the gap are logged for SFT too: they are how a collapse is seen while it happens.
     core = objective.objective if isinstance(objective, EachModality) else objective
@@ -250,7 +249,7 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
             logged.update(_figures(core, probe, query, target, negatives, positive), loss=float(value.detach()))
             return value
 
-        backward_in_parts(embed, prompts, loss, None if part is None else part * prompts_a_sample, backward)
+        backward_in_parts(encoder, prompts, loss, None if part is None else part * prompts_a_sample, backward)
         return logged
 
     return step

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vlm2rec.backbones.generate import greedy
 from vlm2rec.backbones.load import load_backbone
+from vlm2rec.backbones.packing import Prompt
 from vlm2rec.config import VLMPrompt as Settings
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import ItemEmbedder, need_pictures
 from vlm2rec.prompts import Picture, Segment, Text, Title

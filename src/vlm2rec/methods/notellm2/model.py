@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from vlm2rec.backbones.packing import Prompt
 from vlm2rec.data.dataset import Catalogue
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.prompts import Picture, Segment, Text, Title
 from vlm2rec.runs import replacing

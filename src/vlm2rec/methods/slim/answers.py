@@ -10,7 +10,8 @@ from typing import Any
 
 from vlm2rec.backbones.generate import batches, greedy
 from vlm2rec.backbones.load import Backbone
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.backbones.packing import Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.slim.prompts import Question, Shelf
 from vlm2rec.progress import progress

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from vlm2rec.backbones.load import Backbone
+from vlm2rec.backbones.packing import Prompt
 from vlm2rec.config import SLIM, Config
-from vlm2rec.encoder import Prompt
 from vlm2rec.training.loop import Step
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from vlm2rec.backbones.load import load_backbone, towers
 from vlm2rec.backbones.lora import load_lora
+from vlm2rec.backbones.packing import Prompt
 from vlm2rec.backbones.small import TextEncoder
 from vlm2rec.config import SLIM as Settings
 from vlm2rec.config import BackboneConfig, Config
 from vlm2rec.data.splits import Split, Which, sample_users
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import Embedder, need_pictures, need_titles
 from vlm2rec.methods.slim.answers import Writer, collect, key_of

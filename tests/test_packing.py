@@ -1,4 +1,4 @@
-"""Prefixes as branches of one prompt: the vectors and gradients of separate prompts, on every family that can."""
+"""Prompts in one row, what they share read once: vectors and gradients are those of prompts read one by one."""
 
 import itertools
 from collections import Counter
@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from tiny_job import make_config
 from torch import Tensor
 
-from vlm2rec.backbones.branches import Layout, Tree, grown, why_not
+from vlm2rec.backbones import attention
+from vlm2rec.backbones.packing import Prompt, pack, places, rows, why_not
 from vlm2rec.backbones.vision import Visual
 from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig, TrainingConfig, parse_config
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
-from vlm2rec.encoder import Encoder, Prompt
+from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.job import continue_run, run
 from vlm2rec.methods.vlm import build_encoder, build_objective, training_step
@@ -31,8 +32,8 @@ from vlm2rec.training.batches import Samples
 from vlm2rec.training.gradcache import backward_in_parts
 
 ABLE = [family for family in families.FAMILIES if family != "gemma3"]
-# Whole windows, the last half of one, a lone prefix, one that skips a prefix; item 5 has no picture, item 3 no title.
-HISTORIES = [[0], [0, 5], [0, 5, 2], [0, 5, 2, 3], [1, 2, 4], [1, 2, 4, 3], [5], [2], [2, 1, 1]]
+# Growing prefixes, one that skips a step, an item twice, a prompt twice; item 5 has no picture, item 3 no title.
+HISTORIES = [[0], [0, 5], [0, 5, 2], [0, 5, 2, 3], [1, 2, 4], [1, 2, 4, 3], [5], [2], [2, 1, 1], [2]]
 ITEMS = [[3], [4], [5]]
 
 
@@ -77,6 +78,11 @@ def pull(embed: Callable[[Sequence[Prompt]], Tensor], prompts: Sequence[Prompt],
     return [vectors.detach(), *(g for g in gradients if g is not None)]
 
 
+def one_by_one(encoder: Encoder) -> Callable[[Sequence[Prompt]], Tensor]:
+    """Each prompt a batch of its own, by the model's plain attention."""
+    return lambda prompts: torch.cat([encoder.backbone.last_states([prompt.ids], prompt.visuals) for prompt in prompts])
+
+
 def close(found: Tensor, expected: Tensor) -> None:
     """To a few roundings of the largest number: sums over many tokens have small ones among large ones."""
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.detach().abs().max())))
@@ -94,16 +100,17 @@ def test_states_and_gradients_are_those_of_separate_prompts(
     encoder.backbone.model.register_forward_hook(
         lambda _module, _args, kwargs, _output: read.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    one_by_one = pull(encoder, prompts, encoder)
+    separate = pull(one_by_one(encoder), prompts, encoder)
+    assert sum(read) == sum(len(prompt.ids) for prompt in prompts)
     tokens = sum(read)
     read.clear()
-    branched = pull(encoder.branched, prompts, encoder)
-    assert sum(read) < 0.8 * tokens
-    assert len(one_by_one) == 1 + 2 * 2 * 7 == len(branched)
-    for one, other in zip(one_by_one, branched, strict=True):
+    together = pull(encoder, prompts, encoder)
+    assert sum(read) < 0.65 * tokens
+    assert len(separate) == 1 + 2 * 2 * 7 == len(together)
+    for one, other in zip(separate, together, strict=True):
         assert float(one.abs().max()) > 1e-3, "nothing to compare"
         close(other, one)
-    different = torch.pdist(branched[0][: len(HISTORIES)])
+    different = torch.pdist(together[0][: len(HISTORIES) - 1])
     assert float(different.min()) > 1e-2, "the prompts do not reach the vectors"
 
 
@@ -111,68 +118,121 @@ def test_a_vector_does_not_depend_on_the_rows_beside_it(folders: dict[str, Path]
     wide, narrow = (build(folders["qwen2_5_vl"], batch_tokens=tokens) for tokens in (8192, 1))
     prompts = wide.prompts(shelf, HISTORIES)
     with torch.no_grad():
-        torch.testing.assert_close(
-            wide.branched(prompts), narrow.branched(narrow.prompts(shelf, HISTORIES)), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(wide(prompts), narrow(narrow.prompts(shelf, HISTORIES)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("prompt", [{}, {"chat": False}, {"chat": False, "closing": ""}])
-def test_a_branch_sees_the_very_tokens_of_its_own_prompt(
-    folders: dict[str, Path], shelf: SimpleNamespace, prompt: dict[str, object]
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_piece_sees_the_very_tokens_of_its_prompts(
+    folders: dict[str, Path], shelf: SimpleNamespace, family: str, prompt: dict[str, object]
 ) -> None:
-    """What the last token sees, in order of position, is the separate prompt; the closing may even be empty."""
-    encoder = build(folders["llava"], **prompt)
+    """What a prompt's last token sees, in order, is that prompt, pictures and places too; the closing may be empty."""
+    encoder = build(folders[family], **prompt)
     prompts = encoder.prompts(shelf, HISTORIES)
-    closing = len(encoder.backbone.tokens(str(prompt.get("closing", encoder.prompt.closing))))
-    tail = closing + (0 if "chat" in prompt else len(encoder.backbone.wrapper(chat=True)[1]))
-    groups = grown([(p.ids, p.visuals) for p in prompts], tail)
-    assert [len(group) for group in groups] == [4, 2, 1, 2] * 2
-    layout = Layout.of([Tree.of([prompts[i].ids for i in group], tail) for group in groups])
-    places = torch.arange(layout.ids.shape[1]).expand(1, *layout.ids.shape)
-    positions, seen = layout.positions(places)[0], layout.mask(torch.float32)[:, 0] == 0
-    assert len(layout.rows) == len(prompts)
-    for one, row, last in zip(prompts, layout.rows, layout.lasts, strict=True):
-        visible = seen[row, last]
-        order = positions[row, visible].argsort()
-        assert layout.ids[row, visible][order].tolist() == one.ids
-        assert positions[row, visible][order].tolist() == list(range(len(one.ids)))
-    close(encoder.branched(prompts), encoder(prompts))
+    token = encoder.backbone.image_token
+    merge = encoder.backbone.model.config.vision_config.spatial_merge_size if family == "qwen2_vl" else None
+    packed = pack(prompts, token, merge)
+    ids, positions = np.array(packed.ids), np.concatenate(packed.positions, axis=1)
+    pieces = np.repeat(np.arange(len(packed.keys)), packed.lengths)
+    starts = np.cumsum(ids == token) - 1  # of the row's picture tokens, one after the other
+    shown = [(number, k) for number, visual in enumerate(packed.visuals) for k in range(len(visual.tokens))]
+    assert len(ids) < 0.7 * sum(len(one.ids) for one in prompts)
+    for one, last in zip(prompts, packed.lasts, strict=True):
+        keys = packed.keys[pieces[last]]
+        keys = keys[: int(np.flatnonzero(keys == last)[0]) + 1]
+        assert ids[keys].tolist() == one.ids
+        np.testing.assert_array_equal(positions[:, keys], places(one, token, merge))
+        seen = [shown[starts[key]] for key in keys if ids[key] == token]
+        expected = [(visual, k) for visual in one.visuals for k in range(len(visual.tokens))]
+        assert [(id(packed.visuals[number]), k) for number, k in seen] == [(id(v), k) for v, k in expected]
+    close(encoder(prompts), one_by_one(encoder)(prompts))
 
 
-def test_a_layout_by_hand() -> None:
-    trees = [Tree([1, 2, 3], [1, 3], [8, 9]), Tree([4], [1], [8, 9])]
-    layout = Layout.of(trees)
-    assert layout.ids.tolist() == [[1, 2, 3, 8, 9, 8, 9], [4, 8, 9, 0, 0, 0, 0]]
-    assert (layout.rows.tolist(), layout.lasts.tolist()) == ([0, 0, 1], [4, 6, 2])
-    mask = layout.mask(torch.bfloat16)
-    assert mask.dtype == torch.bfloat16 and mask.shape == (2, 1, 7, 7) and mask.min() == torch.finfo(mask.dtype).min
-    expected = ["1......", "11.....", "111....", "1..1...", "1..11..", "111..1.", "111..11"]
-    assert ["".join("1" if seen else "." for seen in row) for row in mask[0, 0] == 0] == expected
-    assert ["".join("1" if seen else "." for seen in row[:3]) for row in mask[1, 0, :3] == 0] == ["1..", "11.", "111"]
-    assert bool((mask.diagonal(dim1=2, dim2=3) == 0).all()), "a row that sees nothing is no softmax"
-    one_axis = torch.arange(7).expand(1, 2, 7)
-    assert layout.positions(one_axis)[0, 0].tolist() == [0, 1, 2, 1, 2, 3, 4]
-    # The second token is a picture whose grid reaches from 1 to 3 in one direction; the third follows at 4.
-    axes = torch.tensor([[0, 1, 4, 9, 9, 9, 9], [0, 3, 4, 9, 9, 9, 9]])[:, None].expand(2, 2, 7)
-    assert layout.positions(axes)[:, 0].tolist() == [[0, 1, 4, 1, 2, 5, 6], [0, 3, 4, 1, 2, 5, 6]]
-    after_picture = Layout.of([Tree([1, 2], [2], [8, 9])])
-    assert after_picture.positions(axes[:, :1, :4])[:, 0].tolist() == [[0, 1, 4, 5], [0, 3, 4, 5]]
+def prompt(*ids: int, visuals: Sequence[Visual] = ()) -> Prompt:
+    return Prompt(list(ids), list(visuals))
 
 
-def test_prompts_grow_together_only_where_they_are_beginnings_of_each_other() -> None:
-    one, other = Visual(torch.zeros(1, 2)), Visual(torch.zeros(1, 2))
-    prompts: list[tuple[list[int], list[Visual]]] = [
-        ([1, 2, 9], [one]),
-        ([1, 2, 9], [one]),  # twice the same
-        ([1, 2, 3, 9], [one, other]),
-        ([1, 2, 3, 9], [one, one]),  # like the last but for a picture
-        ([1, 2, 9], [one]),  # shorter
-        ([1, 3, 4, 9], [one]),  # another beginning
-        ([1, 3, 4, 5, 8], [one]),  # another closing
-    ]
-    assert grown(prompts, tail=1) == [[0, 1, 2], [3], [4], [5], [6]]
-    assert grown(prompts[:3], tail=3) == [[0, 1], [2]]
-    assert grown([], tail=1) == []
+def test_a_row_by_hand() -> None:
+    opening = list(range(10, 20))
+    packed = pack([prompt(*opening, 1, 2), prompt(*opening, 3), prompt(*opening), prompt(4), prompt(*opening, 3)], None)
+    assert packed.ids == [4, *opening, 1, 2, 3]
+    assert packed.lengths == [1, 10, 2, 1]
+    assert packed.lasts == [12, 13, 10, 0, 13]
+    assert [piece[0].tolist() for piece in packed.positions] == [[0], [*range(10)], [10, 11], [10]]
+    assert [keys.tolist() for keys in packed.keys] == [[0], [*range(1, 11)], [*range(1, 13)], [*range(1, 11), 13]]
+
+
+def test_little_is_read_twice_rather_than_apart() -> None:
+    few, many = [prompt(1, 2, 3, k) for k in range(4, 6)], [prompt(1, 2, 3, k) for k in range(4, 9)]
+    assert pack(few, None).ids == [1, 2, 3, 4, 1, 2, 3, 5]
+    assert pack(many, None).ids == [1, 2, 3, 4, 5, 6, 7, 8]
+    nested = [prompt(*range(20), 1, k, k + 1) for k in range(2)]  # one more token in common is not worth a piece
+    assert pack([*nested, prompt(*range(20), 9)], None).lengths == [20, 3, 3, 1]
+
+
+def test_a_picture_is_shared_only_with_itself() -> None:
+    one, other = Visual(torch.zeros(12, 2)), Visual(torch.zeros(12, 2))
+    shown = [prompt(7, *[0] * 12, end, visuals=[visual]) for visual, end in ((one, 1), (other, 1), (one, 2))]
+    packed = pack(shown, image_token=0)
+    assert sorted(packed.lengths) == [1, 1, 13, 14], "the picture of two prompts is one piece, the other's another"
+    assert {id(visual) for visual in packed.visuals} == {id(one), id(other)} and len(packed.visuals) == 2
+    assert [packed.ids[last] for last in packed.lasts] == [1, 1, 2]
+
+
+def test_rows_are_as_long_as_they_may_be_and_hold_what_begins_alike() -> None:
+    opening = [*range(10, 20)]
+    prompts = [prompt(*(opening if k % 2 else reversed(opening)), 30 + k) for k in range(8)]
+    found = rows(prompts, None, limit=14)
+    assert sorted(i for row in found for i in row) == [*range(8)] and len(found) == 2
+    assert {tuple(sorted(row)) for row in found} == {(0, 2, 4, 6), (1, 3, 5, 7)}
+    assert rows(prompts, None, limit=1) == [[i] for row in found for i in row]
+    assert [sum(map(len, rows(prompts, None, limit=100)))] == [8] and rows([], None, 5) == []
+
+
+def test_places_on_a_grid() -> None:
+    """Text, a picture of 2 x 3 tokens, text, a picture of one token, text."""
+    visuals = [Visual(torch.zeros(6, 1), torch.tensor([1, 4, 6])), Visual(torch.zeros(1, 1), torch.tensor([1, 2, 2]))]
+    found = places(prompt(5, 0, 0, 0, 0, 0, 0, 5, 5, 0, 5, visuals=visuals), image_token=0, merge=2)
+    assert found[0].tolist() == [0, 1, 1, 1, 1, 1, 1, 4, 5, 6, 7]
+    assert found[1].tolist() == [0, 1, 1, 1, 2, 2, 2, 4, 5, 6, 7]
+    assert found[2].tolist() == [0, 1, 2, 3, 1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_attention_in_pieces_by_its_definition(causal: bool, heads: int) -> None:
+    """Against masks and softmaxes written out, in float64; with gradients."""
+    torch.manual_seed(0)
+    sizes = [(3, 3), (1, 5), (4, 6), (3, 3), (2, 2)]
+    starts_q, starts_k = ([0, *itertools.accumulate(size[side] for size in sizes)] for side in range(2))
+    q = torch.randn(starts_q[-1], 4, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(starts_k[-1], heads, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    expected = []
+    for i, (width_q, width_k) in enumerate(sizes):
+        some = q[starts_q[i] : starts_q[i + 1]]
+        keys, values = (s[starts_k[i] : starts_k[i + 1]].repeat_interleave(4 // heads, dim=1) for s in (k, v))
+        scores = torch.einsum("qhd,khd->hqk", some, keys) * 0.3
+        if causal:
+            late = torch.arange(width_k)[None] > torch.arange(width_q)[:, None] + width_k - width_q
+            scores = scores.masked_fill(late, -torch.inf)
+        expected.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
+    reference = torch.cat(expected)
+    found = attention.pieces(q, k, v, starts_q, starts_k, 0.3, causal)
+    torch.testing.assert_close(found, reference)
+    weights = torch.randn_like(reference)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), (q, k, v)),
+        torch.autograd.grad((reference * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_a_shared_beginning_are_summed_in_float32() -> None:
+    states = torch.zeros(2, 1, 4, dtype=torch.bfloat16, requires_grad=True)
+    many = attention._Rows.apply(states, torch.zeros(1000, dtype=torch.long))
+    (many * 1.0).sum().backward()
+    assert states.grad is not None and states.grad[0].tolist() == [[1000.0] * 4] and not states.grad[1].any()
 
 
 def test_gradients_in_parts_are_those_of_the_whole_batch(folders: dict[str, Path], shelf: SimpleNamespace) -> None:
@@ -187,9 +247,9 @@ def test_gradients_in_parts_are_those_of_the_whole_batch(folders: dict[str, Path
         encoder.zero_grad()
         return found
 
-    loss(encoder(prompts)).backward()
+    loss(one_by_one(encoder)(prompts)).backward()
     expected = gradients()
-    backward_in_parts(encoder.branched, prompts, loss, 3, Tensor.backward)  # cuts windows in two
+    backward_in_parts(encoder, prompts, loss, 3, Tensor.backward)  # cuts windows in two
     found = gradients()
     assert len(found) == len(expected) == 28
     for one, other in zip(expected, found, strict=True):
@@ -355,11 +415,11 @@ def test_a_step_takes_the_gradient_of_the_same_batch_read_one_by_one(
     split = Split(tiny_dataset, max_history=6)
     drawn = Samples(split, asked.training, 0)
     found = []
-    for prefixes in ("branched", "separate"):
+    for packs in (True, False):
         encoder, objective = build_encoder(asked), build_objective(asked)
         encoder.add_lora(LoraSettings(rank=4, dropout=0.0), seed=0)
-        settings = asked.model_copy(update={"training": asked.training.model_copy(update={"prefixes": prefixes})})
-        step = training_step(drawn, split, encoder, objective, settings)
+        encoder._packs &= packs
+        step = training_step(drawn, split, encoder, objective, asked)
         logged = step(2, Tensor.backward)
         assert logged["samples"] == 24
         gradients = [p.grad for p in [*encoder.parameters(), *objective.parameters()] if p.grad is not None]
@@ -391,17 +451,17 @@ def test_refused_before_anything_is_written(tiny_dataset: Dataset, folders: dict
         assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def test_backbones_that_cannot_branch(folders: dict[str, Path], shelf: SimpleNamespace) -> None:
+def test_backbones_that_cannot_pack(folders: dict[str, Path], shelf: SimpleNamespace) -> None:
     encoder = build(folders["gemma3"])
     text = encoder.backbone.model.config.get_text_config()
     text.layer_types, text.sliding_window = ["full_attention"] * 2, None
     assert why_not(encoder.backbone) == "looks both ways inside a picture"
     text.sliding_window = 64
     with pytest.raises(InputError, match="sliding window"):
-        encoder.check_branches(shelf)
+        encoder.check_branches()
     llava = build(folders["llava"])
     assert why_not(llava.backbone) is None
-    llava.check_branches(shelf)
+    llava.check_branches()
 
     def forward(input_ids: Tensor) -> None: ...
 
@@ -409,8 +469,8 @@ def test_backbones_that_cannot_branch(folders: dict[str, Path], shelf: SimpleNam
     assert why_not(replace(llava.backbone, model=fake)) == "cannot be told the positions of its tokens"
 
 
-@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
-def test_a_model_that_ignores_positions_or_mask_is_found_out(
+@pytest.mark.parametrize("ignored", ["position_ids", "cu_seq_lens_q"])
+def test_a_model_that_ignores_positions_or_bounds_is_found_out(
     folders: dict[str, Path], shelf: SimpleNamespace, ignored: str
 ) -> None:
     encoder = build(folders["llava"])
@@ -419,6 +479,6 @@ def test_a_model_that_ignores_positions_or_mask_is_found_out(
         return args, {name: value for name, value in kwargs.items() if name != ignored}
 
     encoder.backbone.model.register_forward_pre_hook(drop, with_kwargs=True)
-    with pytest.raises(InputError, match="does not give branches the vectors") as caught:
-        encoder.check_branches(shelf)
+    with pytest.raises(InputError, match="does not give packed prompts the vectors") as caught:
+        encoder.check_branches()
     assert "\n" not in str(caught.value)

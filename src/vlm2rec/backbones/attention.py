@@ -1,0 +1,176 @@
+"""Attention over one row that holds many pieces: packed prompts of a language model, windows of a vision tower.
+
+It takes the place of SDPA in a loaded model, by transformers' own interface. Called without bounds it is SDPA. With
+them (`cu_seq_lens_q`, `cu_seq_lens_k`, as for flash attention) every piece attends to its own keys and to no others;
+causal pieces may have more keys than queries and then end together, as prompts that go on from a shared beginning do.
+On a GPU that is one varlen kernel; elsewhere pieces of equal size share a call, so nothing is padded or masked out.
+"""
+
+import inspect
+from functools import cache
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+TEXT = "vlm2rec"
+VISION = "vlm2rec_flash"
+"""The same for vision towers: they hand over the bounds of their windows only where the name has "flash" in it."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    key_rows: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers asks for it: query `(1, H, T, d)`, key and value `(1, H_kv, T, d)`, out `(1, T, H, d)`.
+
+    Args:
+        module: the attention module; says whether it is causal where `is_causal` does not.
+        query: states of a row.
+        key: likewise.
+        value: likewise.
+        attention_mask: for SDPA; with bounds it is not looked at.
+        scaling: of the scores; None: d to the power of -1/2.
+        dropout: share of weights to drop.
+        is_causal: whether a token sees only those before it.
+        cu_seq_lens_q: `(n + 1,)` where the queries of n pieces begin and end; None: SDPA, batches and masks as usual.
+        cu_seq_lens_k: the same of their keys, counted in `key_rows`.
+        max_length_q: most queries of a piece.
+        max_length_k: most keys of a piece.
+        key_rows: `(K,)` which of the T tokens are the keys of the pieces, one piece after the other; None: their own.
+        kwargs: what else a model hands on.
+    """
+    if cu_seq_lens_q is None or cu_seq_lens_k is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=is_causal, **kwargs
+        )
+        return plain
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, d)
+    if key_rows is not None:
+        k, v = (_Rows.apply(states, key_rows) for states in (k, v))  # type: ignore[no-untyped-call]
+    if q.is_cuda and q.dtype in _HALF and not dropout and varlen_works(q.device):
+        longest = (max_length_q or len(q), max_length_k or len(k))
+        found = _varlen(q, k, v, cu_seq_lens_q.int(), cu_seq_lens_k.int(), longest, scaling, causal)
+    else:
+        found = pieces(q, k, v, cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist(), scaling, causal, dropout)
+    return found[None], None
+
+
+AttentionInterface.register(TEXT, attend)
+AttentionInterface.register(VISION, attend)
+AttentionMaskInterface.register(TEXT, sdpa_mask)
+
+
+def pieces(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts_q: list[int],
+    starts_k: list[int],
+    scaling: float | None,
+    causal: bool,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The same by SDPA: query `(T, H, d)`, key and value `(K, H_kv, d)`, out `(T, H, d)`."""
+    widths_q, widths_k = ([b - a for a, b in pairwise(starts)] for starts in (starts_q, starts_k))
+    # Split, not sliced: the gradient of every slice would be a tensor as long as the row.
+    queries, keys, values = torch.split(query, widths_q), torch.split(key, widths_k), torch.split(value, widths_k)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, widths in enumerate(zip(widths_q, widths_k, strict=True)):
+        groups.setdefault(widths, []).append(number)
+    outputs, order = [], []
+    for (width_q, width_k), group in groups.items():
+        q, k, v = (torch.stack([all_of[i] for i in group]).transpose(1, 2) for all_of in (queries, keys, values))
+        square = width_q == width_k
+        mask = None if square or not causal else q.new_ones(width_q, width_k, dtype=torch.bool).tril(width_k - width_q)
+        found = scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=causal and square, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        outputs.append(found.transpose(1, 2).flatten(0, 1))
+        order += [row for i in group for row in range(starts_q[i], starts_q[i] + width_q)]
+    return torch.cat(outputs)[torch.tensor(order).argsort().to(query.device)]
+
+
+@cache
+def varlen_works(device: torch.device) -> bool:
+    """Whether torch's varlen kernel is there and gives what `pieces` does; tried once, on random numbers."""
+    if device.type != "cuda" or find_spec("torch.nn.attention.varlen") is None:  # new in torch 2.10
+        return False
+    sizes_q, sizes_k = [5, 130, 17, 1], [5, 200, 17, 40]
+    starts = [torch.tensor([0, *sizes], device=device).cumsum(0) for sizes in (sizes_q, sizes_k)]
+    random = torch.Generator(device).manual_seed(0)
+    q, k, v = (
+        torch.randn(sum(sizes), heads, 64, device=device, dtype=torch.bfloat16, generator=random)
+        for sizes, heads in ((sizes_q, 4), (sizes_k, 2), (sizes_k, 2))
+    )
+    for causal in (True, False):
+        try:
+            found = _varlen(q, k, v, starts[0].int(), starts[1].int(), (130, 200), None, causal)
+        except (RuntimeError, TypeError, NotImplementedError):
+            return False
+        expected = pieces(q.float(), k.float(), v.float(), starts[0].tolist(), starts[1].tolist(), None, causal)
+        if not float((found.float() - expected).norm() / expected.norm()) < 0.02:
+            return False
+    return True
+
+
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, longest: tuple[int, int],
+    scaling: float | None, causal: bool,
+) -> Tensor:  # fmt: skip
+    from torch.nn.attention.varlen import varlen_attn
+
+    given: dict[str, Any] = {"scale": scaling}
+    known = inspect.signature(varlen_attn).parameters
+    if "window_size" in known:
+        given["window_size"] = (-1, 0) if causal else (-1, -1)
+    else:
+        given["is_causal"] = causal
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in known:
+            given["enable_gqa"] = True
+        else:
+            k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
+    return varlen_attn(q, k, v, starts_q, starts_k, *longest, **given)  # type: ignore[return-value]
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a tensor, taken as often as they are named; their gradients are summed in float32.
+
+    The beginning of all prompts of a batch is named by every one of them: in bfloat16 most of its gradient would round
+    away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.count = len(states)
+        return states[rows]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total = torch.zeros(ctx.count, *gradient.shape[1:], dtype=wide, device=gradient.device)
+        return total.index_add_(0, rows, gradient.to(wide)).to(gradient.dtype), None
