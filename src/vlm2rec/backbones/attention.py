@@ -7,9 +7,8 @@ On a GPU that is one varlen kernel; elsewhere pieces of equal size share a call,
 """
 
 import inspect
-from functools import cache
-from importlib.util import find_spec
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ VISION = "vlm2rec_flash"
 """The same for vision towers: they hand over the bounds of their windows only where the name has "flash" in it."""
 
 _HALF = (torch.float16, torch.bfloat16)
+_ROUNDING = 0.02  # of a kernel in bfloat16, by the norm
 
 
 def attend(
@@ -69,9 +69,10 @@ def attend(
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, d)
     if key_rows is not None:
         k, v = (_Rows.apply(states, key_rows) for states in (k, v))  # type: ignore[no-untyped-call]
-    if q.is_cuda and q.dtype in _HALF and not dropout and varlen_works(q.device):
+    kernel = _KERNELS.get(q.device.type)
+    if kernel is not None and q.dtype in _HALF and not dropout:
         longest = (max_length_q or len(q), max_length_k or len(k))
-        found = _varlen(q, k, v, cu_seq_lens_q.int(), cu_seq_lens_k.int(), longest, scaling, causal)
+        found = kernel(q, k, v, cu_seq_lens_q.int(), cu_seq_lens_k.int(), longest, scaling, causal)
     else:
         found = pieces(q, k, v, cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist(), scaling, causal, dropout)
     return found[None], None
@@ -112,13 +113,16 @@ def pieces(
     return torch.cat(outputs)[torch.tensor(order).argsort().to(query.device)]
 
 
-@cache
-def varlen_works(device: torch.device) -> bool:
-    """Whether torch's varlen kernel is there and gives what `pieces` does; tried once, on random numbers."""
-    if device.type != "cuda" or find_spec("torch.nn.attention.varlen") is None:  # new in torch 2.10
-        return False
+def use_kernel(device: torch.device) -> None:
+    """Take torch's varlen kernel on this device, where there is one and it gives on random numbers what `pieces` does.
+
+    Called before a model runs: a model's layers may be compiled, and a decision like this one cannot be.
+    """
+    kernel = _varlen_kernel() if device.type == "cuda" and device.type not in _KERNELS else None
+    if kernel is None:
+        return
     sizes_q, sizes_k = [5, 130, 17, 1], [5, 200, 17, 40]
-    starts = [torch.tensor([0, *sizes], device=device).cumsum(0) for sizes in (sizes_q, sizes_k)]
+    starts = [torch.tensor([0, *accumulate(sizes)], device=device) for sizes in (sizes_q, sizes_k)]
     random = torch.Generator(device).manual_seed(0)
     q, k, v = (
         torch.randn(sum(sizes), heads, 64, device=device, dtype=torch.bfloat16, generator=random)
@@ -126,33 +130,41 @@ def varlen_works(device: torch.device) -> bool:
     )
     for causal in (True, False):
         try:
-            found = _varlen(q, k, v, starts[0].int(), starts[1].int(), (130, 200), None, causal)
+            found = kernel(q, k, v, starts[0].int(), starts[1].int(), (130, 200), None, causal)
         except (RuntimeError, TypeError, NotImplementedError):
-            return False
+            return
         expected = pieces(q.float(), k.float(), v.float(), starts[0].tolist(), starts[1].tolist(), None, causal)
-        if not float((found.float() - expected).norm() / expected.norm()) < 0.02:
-            return False
-    return True
+        if not float((found.float() - expected).norm() / expected.norm()) < _ROUNDING:
+            return
+    _KERNELS[device.type] = kernel
 
 
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, longest: tuple[int, int],
-    scaling: float | None, causal: bool,
-) -> Tensor:  # fmt: skip
-    from torch.nn.attention.varlen import varlen_attn
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, int], float | None, bool], Tensor]
+_KERNELS: dict[str, Kernel] = {}
 
-    given: dict[str, Any] = {"scale": scaling}
+
+def _varlen_kernel() -> Kernel | None:
+    """Flash attention over pieces, causal ones ending together; its arguments have changed between releases."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # new in torch 2.10
+    except ImportError:
+        return None
     known = inspect.signature(varlen_attn).parameters
-    if "window_size" in known:
-        given["window_size"] = (-1, 0) if causal else (-1, -1)
-    else:
-        given["is_causal"] = causal
-    if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in known:
-            given["enable_gqa"] = True
-        else:
-            k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
-    return varlen_attn(q, k, v, starts_q, starts_k, *longest, **given)  # type: ignore[return-value]
+    windows, groups = "window_size" in known, "enable_gqa" in known
+
+    def kernel(
+        q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, longest: tuple[int, int],
+        scaling: float | None, causal: bool,
+    ) -> Tensor:  # fmt: skip
+        given: dict[str, Any] = {"window_size": (-1, 0 if causal else -1)} if windows else {"is_causal": causal}
+        if q.shape[1] != k.shape[1]:
+            if groups:
+                given["enable_gqa"] = True
+            else:
+                k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
+        return varlen_attn(q, k, v, starts_q, starts_k, *longest, scale=scaling, **given)  # type: ignore[return-value]
+
+    return kernel
 
 
 class _Rows(torch.autograd.Function):

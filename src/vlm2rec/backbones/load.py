@@ -174,10 +174,10 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
             f"backbone.path = {settings.path!r}: {len(missing)} weights are missing ({missing[0]}, …);"
             " fetch or build the checkpoint again"
         )
-    _own_attention(loaded.config)
     loaded.requires_grad_(False).eval()
     if torch.cuda.is_available():
         loaded.cuda()
+    _own_attention(loaded)
     model = loaded.base_model if head else loaded
     image_token = getattr(config, "image_token_id", None) if hasattr(config, "vision_config") else None
     vision = VisionTower.load(path, model, settings.image_size) if image_token is not None else None
@@ -225,8 +225,10 @@ def language_path(name: str) -> bool:
     return "language_model." in name or "text_model." in name
 
 
-def _own_attention(config: Any) -> None:
+def _own_attention(model: PreTrainedModel) -> None:
     """Attention that takes rows of many pieces, where the model would use SDPA: it is that, and more."""
+    attention.use_kernel(model.device)
+    config = model.config
     if config.get_text_config()._attn_implementation == "sdpa":
         config.get_text_config()._attn_implementation = attention.TEXT
     eyes = getattr(config, "vision_config", None)

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from vlm2rec.backbones.load import Backbone, language_path
+from vlm2rec.backbones.lora_linear import lean
 from vlm2rec.config import LoraSettings
 from vlm2rec.errors import InputError
 
@@ -31,12 +32,16 @@ def add_lora(backbone: Backbone, settings: LoraSettings, seed: int) -> PeftModel
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, bias="none"
     )
     torch.manual_seed(seed)
-    return get_peft_model(backbone.model, config)
+    adapted = get_peft_model(backbone.model, config)
+    lean(adapted)
+    return adapted
 
 
 def load_lora(backbone: Backbone, folder: Path) -> PeftModel:
     """Put adapters that `PeftModel.save_pretrained` wrote into the backbone, in place."""
-    return PeftModel.from_pretrained(backbone.model, str(folder))
+    adapted = PeftModel.from_pretrained(backbone.model, str(folder))
+    lean(adapted)
+    return adapted
 
 
 def _language_linears(backbone: Backbone) -> list[str]:
