@@ -7,13 +7,14 @@ from families import build
 from test_seqrec import SMALL
 from tiny_job import raw_config
 
+import vlm2rec.tasks as tasks
 from vlm2rec.compare import compare
 from vlm2rec.config import Config, parse_config
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
 from vlm2rec.errors import InputError
 from vlm2rec.job import continue_run, run
-from vlm2rec.methods.hybrid import Mixture
+from vlm2rec.methods.hybrid import Mixture, Standardised
 from vlm2rec.tasks import Table, metrics_of, rank_users
 
 SEEDS = (0, 1)
@@ -46,13 +47,36 @@ def hybrid(dataset: Dataset, checkpoint: Path, parts: Path, seed: int, **changes
 
 
 def test_a_mixture_by_hand() -> None:
-    first = Table(np.array([[1.0, 3.0]]))  # standardised: -1, 1
-    second = Table(np.array([[500.0, 100.0]]))  # standardised: 1, -1
+    def alone(*scores: float) -> Standardised:
+        return Standardised.over(Table(np.array([scores])), 1, 2)
+
+    first, second = alone(1, 3), alone(500, 100)  # standardised: -1, 1 and 1, -1
     rows = np.array([0])
     assert Mixture(first, second, 1.0).scores(rows) == pytest.approx(np.array([[-1, 1]]))
     assert Mixture(first, second, 0.0).scores(rows) == pytest.approx(np.array([[1, -1]]))
     assert Mixture(first, second, 0.75).scores(rows) == pytest.approx(np.array([[-0.5, 0.5]]))
-    assert Mixture(first, Table(np.array([[7.0, 7.0]])), 0.5).scores(rows) == pytest.approx(np.array([[-0.5, 0.5]]))
+    assert Mixture(first, alone(7, 7), 0.5).scores(rows) == pytest.approx(np.array([[-0.5, 0.5]]))
+    assert Mixture(first, second, 0.75).among(rows, np.array([[1, 1, 0]])) == pytest.approx(
+        np.array([[0.5, 0.5, -0.5]])
+    )
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (3, 7), (1024, 1024)])
+def test_standardised_in_tiles_as_at_once(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the scores differ by a billionth of what they are."""
+    monkeypatch.setattr(tasks, "_USERS_AT_ONCE", tile[0])
+    monkeypatch.setattr(tasks, "_ITEMS_AT_ONCE", tile[1])
+    scores = np.random.default_rng(0).standard_normal((5, 40)) * [[1], [1e4], [1e-9], [1], [0]] + [
+        [0],
+        [7],
+        [1],
+        [-3],
+        [2],
+    ]
+    found = Standardised.over(Table(scores), 5, 40)
+    np.testing.assert_allclose(found.mean, scores.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(found.deviation, scores.std(axis=1).clip(1e-12), rtol=1e-6)
+    np.testing.assert_allclose(found.scores(np.array([3, 1])).std(axis=1), 1)
 
 
 def test_the_weight_is_the_best_on_validation(

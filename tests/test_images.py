@@ -1,10 +1,12 @@
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vlm2rec.data.images import FITS, PictureStore, decode, find, fit_picture, keep, pack
+from vlm2rec.data.ahead import ReadAhead
+from vlm2rec.data.images import FITS, PictureFiles, PictureStore, decode, find, fit_picture, keep, pack
 from vlm2rec.errors import InputError
 
 
@@ -159,3 +161,56 @@ def test_a_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
     for name in ("../secret.png", "sub/../../secret.png", str(tmp_path / "secret.png"), "sub", "", "a\0b"):
         assert not find(folder, name)
     assert list(decode(folder, ["../secret.png"], 8, "squash")) == [None]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_what_is_read_ahead_comes_in_order_and_errors_in_their_place(threads: int) -> None:
+    def read(part: int) -> int:
+        if part == 5:
+            raise ValueError("part 5")
+        return part * part
+
+    with ReadAhead(read, range(20), threads, 4) as found:
+        assert [next(found) for _ in range(5)] == [0, 1, 4, 9, 16]
+        with pytest.raises(ValueError, match="part 5"):
+            next(found)
+        assert list(found) == [part * part for part in range(6, 20)]
+        assert list(found) == []
+    with ReadAhead(read, range(20), threads, 4) as cut:
+        next(cut)
+    assert list(cut) == []
+
+
+def test_parts_are_under_way_before_they_are_asked_for_but_only_a_few() -> None:
+    begun: list[int] = []
+    second, go = threading.Event(), threading.Event()
+
+    def read(part: int) -> int:
+        begun.append(part)
+        if part == 1:
+            second.set()
+        assert part == 0 or go.wait(30)
+        return part
+
+    with ReadAhead(read, range(50), 8, 3) as found:
+        assert second.wait(30), "nothing was asked for, yet part 1 is being read"
+        assert next(found) == 0  # leaves 1, 2 and 3
+        go.set()
+        assert next(found) == 1
+        found.close()
+        assert set(begun) <= {0, 1, 2, 3, 4}
+
+
+def test_pictures_decoded_when_asked_for_are_those_that_were_packed(tmp_path: Path) -> None:
+    for name, size in (("a.jpg", (300, 200)), ("b.png", (20, 50))):
+        half_and_half(*size).save(tmp_path / name)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    names = ["a.jpg", None, "broken.jpg", "absent.jpg", "../a.jpg", "b.png"]
+    (tmp_path / "packed").mkdir()
+    for fit in FITS:
+        pack(tmp_path / "packed", tmp_path, names, 64, fit)
+        store, files = PictureStore(tmp_path / "packed"), PictureFiles(tmp_path, names, 64, fit)
+        assert len(files) == len(store) == 6
+        assert [picture is None for picture in files] == [False, True, True, True, True, False]
+        for one, other in zip(files[:], store[:], strict=True):
+            assert one is other is None or np.array_equal(one, other)

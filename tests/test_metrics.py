@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vlm2rec.metrics import METRICS, count, count_full, hit, mean_interval, ndcg, summarise
+from vlm2rec.metrics import METRICS, count, hit, mean_interval, ndcg, summarise
 
 
 @pytest.mark.parametrize("ties", range(6))
@@ -67,17 +67,6 @@ def test_infinite_scores_compare_and_nan_is_an_error() -> None:
     for bad, target in ((np.nan, 0.0), (0.0, np.nan)):
         with pytest.raises(ValueError, match="NaN"):
             count(np.array([[bad]]), np.array([target]), np.ones((1, 1), bool))
-    with pytest.raises(ValueError, match="NaN"):
-        count_full(np.array([[0.0, np.nan]]), np.array([0]), hidden=[np.array([1])])
-
-
-def test_full_ranking_leaves_out_the_target_and_the_hidden() -> None:
-    scores = np.array([[3.0, 2, 2, 1, 5], [1, 1, 1, 1, 1]])
-    target = np.array([1, 4])
-    assert [part.tolist() for part in count_full(scores, target)] == [[2, 0], [1, 4]]
-    hidden = [np.array([4, 1]), np.array([0, 2])]  # a history may hold the target: it is still ranked
-    assert [part.tolist() for part in count_full(scores, target, hidden)] == [[1, 0], [1, 2]]
-    assert [part.tolist() for part in count_full(scores, target, tolerance=1.0)] == [[1, 0], [3, 4]]
 
 
 @pytest.mark.parametrize("users", [2, 3, 40, 5000])

@@ -217,7 +217,7 @@ def test_attention_in_pieces_by_its_definition(causal: bool, heads: int) -> None
             scores = scores.masked_fill(late, -torch.inf)
         expected.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), values))
     reference = torch.cat(expected)
-    found = attention.pieces(q, k, v, starts_q, starts_k, 0.3, causal)
+    found = attention.pieces(q, k, v, torch.tensor(starts_q), torch.tensor(starts_k), 0.3, causal)
     torch.testing.assert_close(found, reference)
     weights = torch.randn_like(reference)
     for one, other in zip(

@@ -5,8 +5,11 @@ error and status 2.
 """
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +17,7 @@ import typer
 
 from vlm2rec import __version__
 from vlm2rec.errors import InputError
-from vlm2rec.process import settle
+from vlm2rec.process import rank, settle, world
 
 if TYPE_CHECKING:
     from vlm2rec.config import Config
@@ -30,6 +33,9 @@ app.add_typer(data, name="data")
 experiment = typer.Typer(help="The paper's tables and figures on any data set.", no_args_is_help=True)
 app.add_typer(experiment, name="experiment")
 
+_SHARED = ("run", "train", "encode", "evaluate")
+"""Verbs that several processes can be started for."""
+
 ConfigFile = Annotated[Path, typer.Argument(help="TOML file; `vlm2rec init` writes a commented one.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run directory.")]
@@ -40,24 +46,38 @@ def main() -> None:
     """Entry point: errors of input become one line and status 2."""
     settle()
     try:
-        app()
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if rank() > 0 else sys.stdout):
+            app()
     except (InputError, FloatingPointError) as error:
         _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("vlm2rec: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        if rank() == 0:
+            print("vlm2rec: stopped; the same command goes on from here", file=sys.stderr)
+        _leave(130)
+    except Exception:
+        if world() > 1:  # the others' connections break when one process fails: the first one says why
+            if _first_to_fail():
+                traceback.print_exc()
+            _leave(1)
+        raise
 
 
 @app.callback(invoke_without_command=True)
-def _version(
+def _start(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
 ) -> None:
     if version:
         print(__version__)
         raise typer.Exit
+    if world() > 1 and context.invoked_subcommand not in _SHARED:
+        raise InputError(
+            f"{context.invoked_subcommand}: runs in one process, not in {world()}; start vlm2rec by itself"
+            f" ({', '.join(_SHARED)} use several)"
+        )
 
 
 @app.command()
@@ -178,7 +198,10 @@ def run(
         Path | None, typer.Option(help="Run directory; by default runs/<config>-<method>-seed<seed>.")
     ] = None,
 ) -> None:
-    """The whole job of one method and one seed; run again to continue."""
+    """The whole job of one method and one seed; run again to continue.
+
+    On several GPUs (vanilla, sft, vlm2rec): accelerate launch -m vlm2rec run CONFIG
+    """
     from vlm2rec.job import run as run_job
 
     print(run_job(*_asked(config, set_, out)).path / "report.html")
@@ -447,8 +470,27 @@ def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _fail(message: str) -> None:
-    print(f"vlm2rec: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    """End with a message and status 2. Of several processes, the first that fails has the word."""
+    if _first_to_fail():
+        print(f"vlm2rec: {' '.join(message.split())}", file=sys.stderr)
+    _leave(2)
+
+
+def _first_to_fail() -> bool:
+    if world() == 1:
+        return True
+    from vlm2rec.parallel import first_to_fail
+
+    return first_to_fail()
+
+
+def _leave(status: int) -> None:
+    """End this process; one of several at once, without the farewells for which it would wait for the others."""
+    if world() == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Encoder and catalogue to an `EmbeddingTable`, in shards that survive a kill."""
+"""Encoder and catalogue to an `EmbeddingTable`, in shards that survive a kill and that processes share out."""
 
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlm2rec import parallel
+from vlm2rec.backbones.sharding import in_turns
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder
+from vlm2rec.process import rank, world
 from vlm2rec.progress import progress
 from vlm2rec.runs import replacing
 
@@ -38,7 +43,8 @@ def encode(
     """
     encoder.eval()
     finish = partial(lend, encoder) if items else None
-    return in_shards(histories, ids, partial(_views, encoder, catalogue), out, title, finish=finish)
+    views, turns = partial(_views, encoder, catalogue), in_turns(encoder.backbone)
+    return in_shards(histories, ids, views, out, title, finish=finish, together=turns, soon=encoder.expect)
 
 
 def embed(encoder: Encoder, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
@@ -47,7 +53,7 @@ def embed(encoder: Encoder, catalogue: Catalogue, histories: Sequence[Sequence[i
     Raises FloatingPointError where a vector is not finite.
     """
     encoder.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         shards = [
             _views(encoder, catalogue, histories[start : start + _SHARD]) for start in range(0, len(histories), _SHARD)
         ]
@@ -65,40 +71,52 @@ def in_shards(
     shard: int = _SHARD,
     manifest: Mapping[str, Any] | None = None,
     finish: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None,
+    together: AbstractContextManager[Any] | None = None,
+    soon: Callable[[Sequence[T]], None] | None = None,
 ) -> EmbeddingTable:
     """A table of `embed`'s views `(b, D)` of all rows, made `shard` rows at a time and written to `out`.
 
     Shards already written under `out` + `.parts` are taken as they are: they must stem from the same weights. The
     table's manifest has the `seconds` that `embed` took, or would have taken had it made all shards. `finish` is given
     the views of all rows before they are written.
+
+    Several processes, which all must come here, make every so manieth shard each; the first one joins them. `together`
+    is entered while shards are made. `soon` is told, before a shard is made, which rows come after it.
     Raises FloatingPointError where a vector is not finite.
     """
     parts = out.with_name(out.name + ".parts")
-    starts = range(0, len(rows), shard)
+    paths = {start: parts / f"{start:09d}.npz" for start in range(0, len(rows), shard)}
     seconds, made = 0.0, 0
-    with progress(title, len(rows)) as tell:
-        for start in starts:
-            path = parts / f"{start:09d}.npz"
-            if not path.exists():
+    with progress(title, len(rows)) as tell, together or nullcontext():
+        own = list(paths)[rank() :: world()]
+        for start, after in zip_longest(own, own[1:]):
+            if not paths[start].exists():
                 began = time.monotonic()
-                with torch.inference_mode():
-                    views: dict[str, Any] = {
-                        name: view.float().cpu().numpy() for name, view in embed(rows[start : start + shard]).items()
-                    }
+                if soon is not None and after is not None and not paths[after].exists():
+                    soon(rows[after : after + shard])
+                _make(embed, rows[start : start + shard], paths[start])
                 seconds, made = seconds + time.monotonic() - began, made + len(rows[start : start + shard])
-                _check_finite(views)
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **views)
-            tell(min(start + shard, len(rows)), "")
-    shards = [np.load(parts / f"{start:09d}.npz") for start in starts]
-    names = shards[0].files
-    stacked = {name: np.concatenate([each[name] for each in shards]) for name in names}
-    if finish is not None:
-        stacked = finish(stacked)
-    timed = {"seconds": seconds * len(rows) / made} if made else {}
-    EmbeddingTable(np.array(ids, dtype=str), stacked, {**(manifest or {}), **timed}).save(out)
-    shutil.rmtree(parts)
+            tell(min(start + shard * world(), len(rows)), "")
+    parallel.barrier()
+    if rank() == 0:
+        shards = [np.load(path) for path in paths.values()]
+        stacked = {name: np.concatenate([each[name] for each in shards]) for name in shards[0].files}
+        if finish is not None:
+            stacked = finish(stacked)
+        timed = {"seconds": seconds * len(rows) / made / world()} if made else {}
+        EmbeddingTable(np.array(ids, dtype=str), stacked, {**(manifest or {}), **timed}).save(out)
+        shutil.rmtree(parts)
+    parallel.barrier()
     return EmbeddingTable.load(out)
+
+
+def _make(embed: Callable[[Sequence[T]], Mapping[str, Tensor]], rows: Sequence[T], path: Path) -> None:
+    """Embed some rows and write their shard."""
+    with torch.no_grad():  # and not inference_mode: sharded weights that it put together could not be trained with
+        views: dict[str, Any] = {name: view.float().cpu().numpy() for name, view in embed(rows).items()}
+    _check_finite(views)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **views)
 
 
 def lend(

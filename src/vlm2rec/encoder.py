@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from vlm2rec.backbones.gallery import Gallery
 from vlm2rec.backbones.load import Backbone, load_backbone, towers
 from vlm2rec.backbones.lora import add_lora, load_lora
 from vlm2rec.backbones.packing import Prompt, packed_states, rows, why_not
@@ -21,7 +22,6 @@ from vlm2rec.prompts import Modality, Picture, Segment, Text, Title, history_pro
 from vlm2rec.runs import read_json, replacing_folder, write_json
 
 _FILE = "encoder.json"
-_PICTURES_AT_ONCE = 64  # on a GPU; on a CPU each alone, so that its tokens do not hang on which others were asked for
 _HISTORIES_CHECKED = 2000
 
 
@@ -47,11 +47,16 @@ class Encoder(nn.Module):
         self.adapter: PeftModel | None = None
         self.gate = Gate(backbone.dim).to(self.device) if prompt.combine == "gated" else None
         self._packs = why_not(backbone) is None
+        if settings.compile:
+            for layer in backbone.model.get_decoder().layers:
+                layer.compile(dynamic=True)
         self._opening, self._closing = backbone.wrapper(prompt.chat)
         self._texts: dict[str, list[int]] = {}
         self._catalogue: Catalogue | None = None
         self._titles: dict[int, list[int]] = {}
-        self._visuals: dict[int, Visual | None] = {}
+        self.gallery: Gallery | None = None
+        if backbone.vision is not None and self.passes != ("text",):
+            self.gallery = Gallery(backbone.vision, settings.cache_vision)
 
     @classmethod
     def build(
@@ -133,7 +138,7 @@ class Encoder(nn.Module):
             InputError: a prompt is longer than the backbone's context.
         """
         self.look_at(catalogue, {item for history in histories for item in history})
-        return [self._prompt(history, modality) for modality in self.passes for history in histories]
+        return [self.rest(history, modality) for modality in self.passes for history in histories]
 
     def check(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> None:
         """Try whether the longest of these histories fit the backbone's context, before anything is computed.
@@ -142,20 +147,19 @@ class Encoder(nn.Module):
         """
         longest = sorted(histories, key=len, reverse=True)[:_HISTORIES_CHECKED]
         items = {item for history in longest for item in history}
-        if self.backbone.vision is not None and self.passes != ("text",):
-            first = next((item for item in sorted(items) if catalogue.pictures[item] is not None), None)
-            self.look_at(catalogue, [first] if first is not None else [])
-            known = dict(self._visuals)
-            self._visuals.update(dict.fromkeys(items - known.keys(), known.get(first) if first is not None else None))
-        else:
-            known = {}
-            self.look_at(catalogue, [])
+        first = next((item for item in sorted(items) if catalogue.pictures[item] is not None), None)
+        self.look_at(catalogue, [first] if first is not None and self.gallery is not None else [])
+        known = {} if self.gallery is None else self.gallery.visuals
+        supposed = dict.fromkeys(items, known.get(first) if first is not None else None)
         try:
+            if self.gallery is not None:
+                self.gallery.visuals = {**supposed, **known}
             for modality in self.passes:
                 for history in longest:
-                    self._prompt(history, modality)
+                    self.rest(history, modality)
         finally:
-            self._visuals = known
+            if self.gallery is not None:
+                self.gallery.visuals = known
 
     def check_branches(self) -> None:
         """Try whether the backbone reads prompts together, what they share once. Raises InputError where not."""
@@ -187,9 +191,12 @@ class Encoder(nn.Module):
         order = torch.tensor([i for row in found for i in row], device=self.device)
         return torch.cat(states)[order.argsort()]
 
-    def read(self, segments: Sequence[Segment]) -> Prompt:
-        """Tokens and pictures of any segments, inside the chat template where there is one; `look_at` comes first."""
-        ids, visuals = list(self._opening), []
+    def read(self, segments: Sequence[Segment], opened: bool = False) -> Prompt:
+        """Tokens and pictures of any segments, inside the chat template where there is one; `look_at` comes first.
+
+        `opened`: what they go on from has opened it.
+        """
+        ids, visuals = [] if opened else list(self._opening), []
         for segment in segments:
             match segment:
                 case Text(text):
@@ -197,7 +204,7 @@ class Encoder(nn.Module):
                 case Title(item):
                     ids += self._title(item)
                 case Picture(item):
-                    visual = self._visuals[item]
+                    visual = self.visual(item)
                     if visual is None:
                         ids += self._text("(no picture)")
                     else:
@@ -213,10 +220,33 @@ class Encoder(nn.Module):
         if self.prompt.missing == "placeholder" or len(self.passes) == 1:
             return None
         titles, pictures = catalogue.titles, catalogue.pictures
-        known = {item: (bool(titles[item]), pictures[item] is not None) for history in histories for item in history}
+        seen = self.gallery.visuals if self.gallery is not None and catalogue is self._catalogue else {}
+        known = {
+            item: (bool(titles[item]), (seen[item] if item in seen else pictures[item]) is not None)
+            for item in {item for history in histories for item in history}
+        }
         rows = [[any(known[item][view] for item in history) for view in range(2)] for history in histories]
         found = torch.tensor([row if any(row) else [True, True] for row in rows], device=self.device)
         return None if bool(found.all()) else found
+
+    def rest(self, history: Sequence[int], modality: Modality, read: int = 0, tokens: int = 0) -> Prompt:
+        """What is left of a history's prompt behind its first `read` items, which took `tokens`; `look_at` comes first.
+
+        Raises:
+            InputError: the whole prompt is longer than the backbone's context.
+        """
+        prompt = self.read(history_prompt(history, modality, self.prompt, read), opened=read > 0)
+        if tokens + len(prompt.ids) > self.backbone.context:
+            raise InputError(
+                f"a prompt of {len(history)} items takes {tokens + len(prompt.ids)} tokens, the backbone reads"
+                f" {self.backbone.context}; lower data.max_history, prompt.max_title_tokens or backbone.image_size"
+            )
+        return prompt
+
+    @property
+    def closing(self) -> int:
+        """How many tokens close every prompt of a history."""
+        return len(self._text(self.prompt.closing)) + len(self._closing)
 
     def assemble(self, vectors: Tensor, there: Tensor | None = None) -> Views:
         """Fuse the vectors of `prompts`, `(len(passes) * B, D)`, into Views of `(B, D)` (Eq. 2).
@@ -235,35 +265,21 @@ class Encoder(nn.Module):
         return Views(fused, text, image)
 
     def look_at(self, catalogue: Catalogue, items: Collection[int]) -> None:
-        """Have the visual tokens of every item that is about to be read."""
+        """Have the visual tokens of every item that is about to be read, until it is called for others."""
         if catalogue is not self._catalogue:
-            self._catalogue, self._titles, self._visuals = catalogue, {}, {}
-        if self.backbone.vision is None or self.passes == ("text",):
-            return
-        if not self.settings.cache_vision:
-            self._visuals = {}
-        missing = sorted(set(items) - self._visuals.keys())
-        size = 1 if self.device.type == "cpu" else _PICTURES_AT_ONCE
-        for start in range(0, len(missing), size):
-            chunk = missing[start : start + size]
-            pictures = [(item, catalogue.pictures[item]) for item in chunk]
-            seen = [(item, picture) for item, picture in pictures if picture is not None]
-            visuals = self.backbone.vision([picture for _, picture in seen]) if seen else []
-            self._visuals.update(dict.fromkeys(chunk))
-            self._visuals.update(zip((item for item, _ in seen), visuals, strict=True))
+            self._catalogue, self._titles = catalogue, {}
+        if self.gallery is not None:
+            self.gallery.look_at(catalogue, items)
+
+    def expect(self, histories: Sequence[Sequence[int]]) -> None:
+        """Say which histories will be embedded after the next ones: threads read their pictures meanwhile."""
+        if self.gallery is not None:
+            self.gallery.expect({item for history in histories for item in history})
 
     def visual(self, item: int) -> Visual | None:
         """An item's visual tokens, once `look_at` has seen it; None where it has no picture."""
-        return self._visuals[item]
-
-    def _prompt(self, history: Sequence[int], modality: Modality) -> Prompt:
-        prompt = self.read(history_prompt(history, modality, self.prompt))
-        if len(prompt.ids) > self.backbone.context:
-            raise InputError(
-                f"a prompt of {len(history)} items takes {len(prompt.ids)} tokens, the backbone reads"
-                f" {self.backbone.context}; lower data.max_history, prompt.max_title_tokens or backbone.image_size"
-            )
-        return prompt
+        assert self.gallery is not None
+        return self.gallery.visuals[item]
 
     def _text(self, text: str) -> list[int]:
         if text not in self._texts:

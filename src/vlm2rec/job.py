@@ -3,10 +3,11 @@ and does what is the same for all of them: ranks, diagnosis, report.
 
 Stages stand on each other (reference, train, encode, evaluate, seqrec, report); each is skipped where the run directory
 already lists it, so running again continues.
+
+Several processes share what comes up to `encode`, all on one shared folder; the first one does the rest alone.
 """
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from vlm2rec import parallel
 from vlm2rec.config import Config, load_config, parse_override
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
@@ -32,6 +34,7 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.methods import build
 from vlm2rec.methods.base import Embedder
+from vlm2rec.process import rank, world
 from vlm2rec.runs import Run, read_json, read_metrics, replacing, write_json
 from vlm2rec.runs import find_runs as find_runs
 from vlm2rec.tasks import CANDIDATE_SETS, DRAWN, Table, metrics_of, rank_users, ranks_table
@@ -39,21 +42,25 @@ from vlm2rec.tasks import CANDIDATE_SETS, DRAWN, Table, metrics_of, rank_users, 
 Say = Callable[[str], None]
 
 STAGES = ("reference", "train", "encode", "evaluate", "seqrec", "report")
+_SHARED = STAGES[:3]
 
 
 def run(config: Config, out: Path, shared: Path | None = None, until: str = "report") -> Run:
     """Do the whole job of one method and one seed, or what is left of it; stop after the stage `until`.
 
-    `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0.
+    `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0. Several
+    processes must all call this; those but the first come back when there is nothing left for them.
 
     Raises:
         InputError: the data set, the backbone or the directory cannot be used.
     """
+    parallel.start()
     job = Job(config, Dataset.load(config.data.path), out, shared)
-    for stage in STAGES:
-        job.run.stage(stage, getattr(job, stage))
-        if stage == until:
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if stage not in _SHARED and not parallel.part():
             break
+        job.run.stage(stage, getattr(job, stage))
+        parallel.barrier()
     return job.run
 
 
@@ -109,15 +116,25 @@ class Job:
     shared: Path | None = None
 
     def __post_init__(self) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError("several processes cannot share one run yet; start vlm2rec by itself, on one GPU")
         self.split = Split(self.dataset, self.config.data.max_history)
         self.method = build(self.config, self.split)
+        if world() > 1 and not self.method.shared:
+            raise InputError(
+                f"method.kind = {self.config.method.kind!r} runs in one process, not in {world()}; start vlm2rec by"
+                " itself (vanilla, sft and vlm2rec use several)"
+            )
         if not self._is_done("encode"):  # tried before a directory is made
             self.method.check(trained=self._is_done("train"))
         if all(len(self.split.seen(user)) == self.split.n_items for user in range(self.split.n_users)):
             raise InputError(f"{self.config.data.path}: every user has every item, so there is nothing to choose from")
-        self.run = Run.create(self.out, self.config)
+        if rank() == 0:
+            self.run = Run.create(self.out, self.config)
+        parallel.barrier()
+        if rank() > 0:
+            self.run = Run.open(self.out)
+        parallel.barrier()
+        if world() > 1:
+            self.run.record(processes=world())
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
         if self.run.manifest.setdefault("data", data)["fingerprint"] != data["fingerprint"]:
             raise InputError(

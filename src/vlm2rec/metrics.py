@@ -5,8 +5,6 @@ probability. The expectation is what a fair lot would give on average, so a cons
 neither a perfect score nor none.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -80,30 +78,6 @@ def count(
     over = valid & (scores > (target + tolerance)[:, None])
     level = valid & ~over & (scores >= (target - tolerance)[:, None])
     return over.sum(axis=1), level.sum(axis=1)
-
-
-def count_full(
-    scores: NDArray[np.floating],
-    target: NDArray[np.integer],
-    hidden: Sequence[NDArray[np.integer]] | None = None,
-    tolerance: float = 0.0,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count against the whole catalogue.
-
-    Args:
-        scores: `(b, N)` of all items.
-        target: `(b,)` item indices of the targets.
-        hidden: items of each user that do not take part (`full_unseen`: the history); a target always does.
-        tolerance: as in `count`.
-
-    Returns and raises what `count` does.
-    """
-    rows = np.arange(len(target))
-    valid = np.ones(scores.shape, bool)
-    for row, items in enumerate(hidden or ()):
-        valid[row, items] = False
-    valid[rows, target] = False
-    return count(scores, scores[rows, target], valid, tolerance)
 
 
 def _counts(above: ArrayLike, ties: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""How this process should behave: quiet libraries, patient threads, memory kept for the next step."""
+"""How this process should behave: quiet libraries, patient threads, memory kept for the next step; and which it is."""
 
 import ctypes
 import os
@@ -6,6 +6,16 @@ import warnings
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+
+
+def world() -> int:
+    """How many processes share the run: what `accelerate launch` started, else one."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """Which of them this is. The first, 0, writes and speaks for all."""
+    return int(os.environ.get("RANK") or 0) if world() > 1 else 0
 
 
 def settle() -> None:

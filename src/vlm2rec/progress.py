@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlm2rec.process import rank
+
 Tell = Callable[[int, str], None]
 """Told how much is done, and a note to show beside it."""
 
@@ -17,7 +19,13 @@ _CONSOLE = Console(stderr=True)  # one for all: a bar inside another one's work 
 
 @contextmanager
 def progress(title: str, total: int | None, done: int = 0) -> Iterator[Tell]:
-    """Show work of `total` parts, `done` of which stand already; yields what is to be told after each part."""
+    """Show work of `total` parts, `done` of which stand already; yields what is to be told after each part.
+
+    Of several processes the first one speaks for all.
+    """
+    if rank() > 0:
+        yield lambda count, note: None
+        return
     if not sys.stderr.isatty():
         yield _lines(title, total)
         return
@@ -29,7 +37,8 @@ def progress(title: str, total: int | None, done: int = 0) -> Iterator[Tell]:
 
 def notice(line: str) -> None:
     """Say one line now, above whatever bar there is."""
-    _CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
+    if rank() == 0:
+        _CONSOLE.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _lines(title: str, total: int | None) -> Tell:

@@ -45,10 +45,10 @@ def passes(prompt: PromptConfig) -> tuple[Modality, ...]:
     return ("text", "image") if prompt.fusion == "external" else ("both",)
 
 
-def history_prompt(items: Sequence[int], modality: Modality, prompt: PromptConfig) -> list[Segment]:
-    """Segments of one pass over a history of item indices, oldest first."""
-    segments: list[Segment] = [Text(prompt.opening)]
-    for number, item in enumerate(items, start=1):
+def history_prompt(items: Sequence[int], modality: Modality, prompt: PromptConfig, read: int = 0) -> list[Segment]:
+    """Segments of one pass over a history of item indices, oldest first, behind the first `read` items' slots."""
+    segments: list[Segment] = [] if read else [Text(prompt.opening)]
+    for number, item in enumerate(items[read:], start=read + 1):
         segments.append(Text(f"{number}. "))
         if modality != "image":
             segments.append(Title(item))

@@ -24,6 +24,7 @@ from typing import Any
 
 from vlm2rec.config import Config, config_toml, parse_config
 from vlm2rec.errors import InputError
+from vlm2rec.process import rank
 
 _PACKAGES = ("vlm2rec", "torch", "transformers", "peft", "accelerate", "numpy", "polars")
 
@@ -70,10 +71,11 @@ class Run:
         return cls(path, config, manifest)
 
     def record(self, **entries: Any) -> None:
-        """Put entries into the manifest and write it."""
+        """Put entries into the manifest and write it; of several processes that share the run, the first writes."""
         self.manifest.update(entries)
         self.manifest["config"] = self.config.model_dump(mode="json", exclude_none=True)
-        write_json(self.path / "manifest.json", self.manifest)
+        if rank() == 0:
+            write_json(self.path / "manifest.json", self.manifest)
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage was finished."""

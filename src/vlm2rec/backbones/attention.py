@@ -8,7 +8,7 @@ On a GPU that is one varlen kernel; elsewhere pieces of equal size share a call,
 
 import inspect
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def attend(
         longest = (max_length_q or len(q), max_length_k or len(k))
         found = kernel(q, k, v, cu_seq_lens_q.int(), cu_seq_lens_k.int(), longest, scaling, causal)
     else:
-        found = pieces(q, k, v, cu_seq_lens_q.tolist(), cu_seq_lens_k.tolist(), scaling, causal, dropout)
+        found = pieces(q, k, v, cu_seq_lens_q, cu_seq_lens_k, scaling, causal, dropout)
     return found[None], None
 
 
@@ -83,18 +83,20 @@ AttentionInterface.register(VISION, attend)
 AttentionMaskInterface.register(TEXT, sdpa_mask)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # sizes are numbers here, and every batch has others
 def pieces(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    starts_q: list[int],
-    starts_k: list[int],
+    starts_q: Tensor,
+    starts_k: Tensor,
     scaling: float | None,
     causal: bool,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The same by SDPA: query `(T, H, d)`, key and value `(K, H_kv, d)`, out `(T, H, d)`."""
-    widths_q, widths_k = ([b - a for a, b in pairwise(starts)] for starts in (starts_q, starts_k))
+    """The same by SDPA, pieces of one size at once: query `(T, H, d)`, key and value `(K, H_kv, d)`, out `(T, H, d)`."""
+    begins = starts_q.tolist()
+    widths_q, widths_k = (starts.diff().tolist() for starts in (starts_q, starts_k))
     # Split, not sliced: the gradient of every slice would be a tensor as long as the row.
     queries, keys, values = torch.split(query, widths_q), torch.split(key, widths_k), torch.split(value, widths_k)
     groups: dict[tuple[int, int], list[int]] = {}
@@ -109,7 +111,7 @@ def pieces(
             q, k, v, mask, dropout, is_causal=causal and square, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
         outputs.append(found.transpose(1, 2).flatten(0, 1))
-        order += [row for i in group for row in range(starts_q[i], starts_q[i] + width_q)]
+        order += [row for i in group for row in range(begins[i], begins[i] + width_q)]
     return torch.cat(outputs)[torch.tensor(order).argsort().to(query.device)]
 
 
@@ -133,7 +135,7 @@ def use_kernel(device: torch.device) -> None:
             found = kernel(q, k, v, starts[0].int(), starts[1].int(), (130, 200), None, causal)
         except (RuntimeError, TypeError, NotImplementedError):
             return
-        expected = pieces(q.float(), k.float(), v.float(), starts[0].tolist(), starts[1].tolist(), None, causal)
+        expected = pieces(q.float(), k.float(), v.float(), starts[0], starts[1], None, causal)
         if not float((found.float() - expected).norm() / expected.norm()) < _ROUNDING:
             return
     _KERNELS[device.type] = kernel

@@ -7,6 +7,7 @@ forward wants. Both are read here; nothing of transformers is forked.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from vlm2rec.backbones import attention
 from vlm2rec.backbones.vision import VisionTower, Visual
 from vlm2rec.config import BackboneConfig
 from vlm2rec.errors import InputError
+from vlm2rec.process import world
 
 # What a family's own processor writes before and after a picture's run of image tokens (one tile a picture).
 _AROUND_PICTURE = {
@@ -67,7 +69,7 @@ class Backbone:
         """Width D of the embeddings."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    @property
+    @cached_property
     def context(self) -> int:
         """Longest prompt in tokens."""
         return int(self.model.config.get_text_config().max_position_embeddings)
@@ -175,7 +177,11 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
             " fetch or build the checkpoint again"
         )
     loaded.requires_grad_(False).eval()
-    if torch.cuda.is_available():
+    if settings.sharded and world() > 1:
+        from vlm2rec.backbones.sharding import shard
+
+        shard(loaded)
+    elif torch.cuda.is_available():
         loaded.cuda()
     _own_attention(loaded)
     model = loaded.base_model if head else loaded

@@ -17,13 +17,15 @@ from torch.nn.functional import linear
 def lean(model: nn.Module) -> None:
     """Give every plain LoRA layer of a model, in place, the way through it of this module."""
     for module in model.modules():
-        if type(module) is Linear and type(module.get_base_layer()) is nn.Linear and not module.fan_in_fan_out:
-            module.__class__ = LeanLinear
+        layer: Any = module
+        if type(layer) is Linear and type(layer.get_base_layer()) is nn.Linear and not layer.fan_in_fan_out:
+            layer.__class__ = LeanLinear
 
 
-class LeanLinear(Linear):
+class LeanLinear(Linear):  # type: ignore[misc]
     """PEFT's layer; where something else than one plain adapter is asked for, it does as PEFT does."""
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """States `(…, in)` to `(…, out)`: `W x + b + scale * B A dropout(x)`."""
         names = [name for name in self.active_adapters if name in self.lora_A]

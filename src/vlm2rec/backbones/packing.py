@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from vlm2rec.backbones import attention
 from vlm2rec.backbones.load import Backbone
@@ -58,8 +59,13 @@ class Packed:
 
 def packed_states(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
     """Final-layer state of the last token of every prompt, `(n, D)`, read as one row. `why_not` comes first."""
-    model: Any = backbone.model
     packed = pack(prompts, backbone.image_token, _merge(backbone))
+    return read_packed(backbone, packed)
+
+
+def read_packed(backbone: Backbone, packed: Packed, past: Cache | None = None) -> Tensor:
+    """The same of a row that is packed already; its `keys` count from the first of the tokens in `past`, if any."""
+    model: Any = backbone.model
     lengths, seen = packed.lengths, [len(keys) for keys in packed.keys]
     ids, keys, lasts, starts, starts_seen = (
         _on(backbone, values)
@@ -75,15 +81,15 @@ def packed_states(backbone: Backbone, prompts: Sequence[Prompt]) -> Tensor:
     states: Tensor = model(
         input_ids=ids[None],
         position_ids=positions if len(positions) == 1 else positions[:, None],
-        attention_mask=torch.zeros(
-            1, 1, 1, 1, dtype=model.dtype, device=model.device
-        ),  # keeps the model from making one
+        # Not looked at; it keeps the model from making one of its own.
+        attention_mask=torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device),
         use_cache=False,
+        past_key_values=past,
         cu_seq_lens_q=starts.int(),
         cu_seq_lens_k=starts_seen.int(),
         max_length_q=max(lengths),
         max_length_k=max(seen),
-        key_rows=keys if len(keys) > len(ids) else None,
+        key_rows=keys,
         **backbone.kinds(ids[None]),
         **pictures,
     ).last_hidden_state
@@ -191,6 +197,11 @@ def places(prompt: Prompt, image_token: int | None, merge: int | None) -> np.nda
         end, at = start + len(visual.tokens), at + max(height, width) // merge
     tail = np.arange(at, at + len(prompt.ids) - end)
     return np.concatenate([*runs, np.broadcast_to(tail, (3, len(tail)))], axis=1)
+
+
+def places_of(prompt: Prompt, backbone: Backbone) -> np.ndarray:
+    """`places` as a backbone has them."""
+    return places(prompt, backbone.image_token, _merge(backbone))
 
 
 def _trial(backbone: Backbone) -> list[Prompt]:

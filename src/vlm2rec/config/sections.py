@@ -34,8 +34,16 @@ class BackboneConfig(Section):
     path: str = "nano"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     image_size: int | None = Field(None, ge=28)  # side in pixels before the image processor; None: as stored
+    compile: bool = False  # the language model's layers through torch.compile: minutes at the start, faster on a GPU
+    sharded: bool = False  # several processes: each GPU keeps a part of the language model's layers (FSDP), not all
     cache_vision: bool = True  # keep visual tokens: the tower is frozen, so they never change
     lora: LoraSettings = LoraSettings()
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "BackboneConfig":
+        if self.compile and self.sharded:
+            raise ValueError("backbone.compile=true and backbone.sharded=true do not go together; leave one out")
+        return self
 
 
 class PromptConfig(Section):
@@ -77,7 +85,7 @@ class TrainingConfig(Section):
     users: int | None = Field(None, ge=1)  # few-shot: this many users, drawn from the seed (Table 7)
     samples: Literal["last", "all"] = "last"  # last item of S[:-2], or every prefix of it
     samples_per_user: int | None = Field(None, ge=1)  # at most so many a user and epoch, drawn anew each epoch
-    # Each prefix a prompt of its own, or all prefixes of a window branches of one prompt: the same vectors, read once.
+    # Each prefix by lot, or all prefixes of a window in one batch, where they are branches of one prompt, read once.
     # A user's first window gives the histories of "separate"; each later one asks for its last half, so histories
     # there are more than half of data.max_history items long instead of all of it. A window's samples share a batch.
     prefixes: Literal["separate", "branched"] = "separate"
@@ -89,7 +97,8 @@ class TrainingConfig(Section):
     warmup: float = Field(0.03, ge=0, lt=1)  # share of all steps
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)  # gradient norm
-    gradient_checkpointing: bool = False
+    # Throw activations away and compute them again: of whole layers (true), or of their feed-forward parts ("mlp").
+    gradient_checkpointing: bool | Literal["mlp"] = False
     checkpoint_every: int = Field(50, ge=1)  # steps
 
     @field_validator("prefixes")
@@ -128,7 +137,7 @@ class EvaluationConfig(Section):
     validation_users: int | None = Field(None, ge=1)  # None: all (few-shot: the users trained on)
     candidate_seed: int = 0
     missing: bool = False  # measure too what is found where titles or pictures are missing (vanilla, sft, vlm2rec)
-    batch_tokens: int = Field(8192, ge=1)  # padded tokens a forward pass when encoding
+    batch_tokens: int = Field(8192, ge=1)  # about so many tokens a forward pass
 
 
 class SeqRecConfig(Section):

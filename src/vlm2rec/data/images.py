@@ -8,9 +8,7 @@ reported to the caller and never fatal.
 import io
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from vlm2rec.data.ahead import ReadAhead
 from vlm2rec.errors import InputError
 
 Fit = Literal["squash", "letterbox", "aspect"]
@@ -30,7 +29,9 @@ PACK = "pictures.bin"
 INDEX = "pictures.parquet"
 
 _WHITE = (255, 255, 255)
-_MAX_THREADS = 16
+THREADS = min(os.cpu_count() or 1, 16)
+"""How many threads decode."""
+
 _MAX_RATIO = 8  # of the sides under `aspect`: no backbone can read a line one pixel high
 
 Pixels = NDArray[np.uint8]
@@ -73,6 +74,32 @@ class PictureStore(Sequence[Pixels | None]):
         if height == 0:
             return None
         return np.asarray(self._bytes[offset : offset + height * width * 3]).reshape(height, width, 3)
+
+
+class PictureFiles(Sequence[Pixels | None]):
+    """Pictures decoded whenever they are asked for: those of new items, which are looked at once.
+
+    `files[i]` is a `(H, W, 3)` uint8 array made to fit `size` as `prepare` does, or None where item i has no picture
+    (its name is None) or it cannot be decoded.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str | None], size: int = 224, fit: Fit = "squash") -> None:
+        self._folder, self._names, self._size, self._fit = folder, names, size, fit
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Pixels | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Pixels | None]: ...
+    def __getitem__(self, index: int | slice) -> Pixels | list[Pixels | None] | None:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        name = self._names[index]
+        path = _file(self._folder, name) if name is not None else None
+        found = _decode_file(path, self._size, self._fit) if path is not None else None
+        return None if found is None else found.pixels
 
 
 def read_index(folder: Path) -> pl.DataFrame:
@@ -178,16 +205,11 @@ def decode(pictures: Pictures, names: Sequence[str], size: int, fit: Fit) -> Gen
         path = _file(pictures, name)
         return None if path is None else _decode_file(path, size, fit)
 
-    workers = min(os.cpu_count() or 1, _MAX_THREADS) if isinstance(pictures, Path) else 1
-    waiting: deque[Future[Decoded | None]] = deque()
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+    workers = THREADS if isinstance(pictures, Path) else 1
+    with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for name in names:
-            waiting.append(pool.submit(one, name))
-            if len(waiting) >= 8 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        with ReadAhead(one, names, workers, 8 * workers) as found:
+            yield from found
 
 
 def pack(

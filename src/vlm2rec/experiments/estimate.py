@@ -27,6 +27,9 @@ from vlm2rec.training.batches import Samples
 _SHARE = 0.3
 """Of a matrix product's speed: what training and encoding are taken to reach."""
 
+_AGAIN = {False: 0.0, True: 1.0, "mlp": 0.8}
+"""Forward passes that are computed again, by `training.gradient_checkpointing`; feed-forward parts are .67 to .88."""
+
 _FITTED_EPOCHS = 15  # a sequential model's, where early stopping ends it
 _NORMS = 2  # each is fitted with either norm of the vectors
 _READS_PROMPTS = ("vanilla", "sft", "vlm2rec", "llmemb", "llm2rec", "slim", "vlm_prompt", "notellm2", "transfer")
@@ -149,7 +152,7 @@ def _model_flops(task: Task, split: Split, size: Size, first: bool) -> float:
     flops = catalogue + histories
     if config.prompt.modalities != "text":
         flops += split.n_items * size.vision
-    once = 2.0 + config.training.gradient_checkpointing + (config.training.micro_batch is not None)
+    once = 2.0 + _AGAIN[config.training.gradient_checkpointing] + (config.training.micro_batch is not None)
     match method.kind:
         case "sft" | "vlm2rec":
             samples = Samples(split, config.training, config.seed)

@@ -35,6 +35,9 @@ class Recommender:
     directory is whole or not there, and what `train` and `encode` return goes into the manifest.
     """
 
+    shared: ClassVar[bool] = False
+    """Whether several processes can share the steps up to `encode`. Then each takes all of them, at the same time."""
+
     def __init__(self, config: Config, split: Split) -> None:
         self.config = config
         self.split = split

@@ -14,6 +14,8 @@ from vlm2rec.methods.base import Recommender
 from vlm2rec.runs import Run
 from vlm2rec.tasks import Scorer
 
+_USERS_AT_ONCE = 64  # whose sparse sums over the catalogue stand in memory together
+
 
 @dataclass(frozen=True)
 class Popularity:
@@ -22,9 +24,14 @@ class Popularity:
     popularity: np.ndarray
     tolerance: float = 0.0
 
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Counts `(b, n_items)`."""
-        return np.broadcast_to(self.popularity.astype(np.float64), (len(rows), len(self.popularity)))
+    def scores(self, rows: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Counts `(b, n)`."""
+        return np.tile(self.popularity[columns].astype(np.float64), (len(rows), 1))
+
+    def among(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Counts `(b, C)`."""
+        counts: np.ndarray = self.popularity[items].astype(np.float64)
+        return counts
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,21 @@ class Neighbours:
         histories = _matrix([np.unique(split.history(int(user), which)) for user in users], split.n_items)
         return cls(histories, sparse.csr_array(similarity))
 
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Summed cosines `(b, n_items)`."""
-        summed: np.ndarray = (self.histories[rows] @ self.similarity).toarray()
+    def scores(self, rows: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Summed cosines `(b, n)`."""
+        # The similarity is symmetric, and a run of its rows costs nothing, where columns would be searched for.
+        summed: np.ndarray = (self.similarity[columns] @ self.histories[rows].T).T.toarray()
         return summed
+
+    def among(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Summed cosines `(b, C)`."""
+        found = np.empty(items.shape)
+        for start in range(0, len(rows), _USERS_AT_ONCE):
+            part = slice(start, start + _USERS_AT_ONCE)
+            summed = self.histories[rows[part]] @ self.similarity
+            summed.sort_indices()  # or each entry is looked for from end to end
+            found[part] = summed[np.arange(summed.shape[0])[:, None], items[part]].toarray()
+        return found
 
 
 @dataclass(frozen=True)
@@ -61,11 +79,21 @@ class Chance:
     n_items: int
     tolerance: float = 0.0
 
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Uniform numbers `(b, n_items)`."""
+    def scores(self, rows: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Uniform numbers `(b, n)`."""
+        start, stop, _ = columns.indices(self.n_items)
+        return np.stack([self._lots(user, start, stop) for user in self.users[rows]])
+
+    def among(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Uniform numbers `(b, C)`."""
         return np.stack(
-            [np.random.default_rng([self.seed, int(user)]).random(self.n_items) for user in self.users[rows]]
+            [self._lots(user, 0, own.max() + 1)[own] for user, own in zip(self.users[rows], items, strict=True)]
         )
+
+    def _lots(self, user: int, start: int, stop: int) -> np.ndarray:
+        """A user's numbers for a run of items; the stream gives one an item, and can be entered anywhere."""
+        stream = np.random.PCG64([self.seed, int(user)])
+        return np.random.Generator(stream.advance(start)).random(stop - start)
 
 
 class Counting(Recommender):

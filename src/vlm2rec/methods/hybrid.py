@@ -13,28 +13,68 @@ from vlm2rec.data.splits import Which, sample_users
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import Embedder, Recommender
 from vlm2rec.methods.sequential import Sequential
+from vlm2rec.progress import progress
 from vlm2rec.runs import Run
-from vlm2rec.tasks import Scorer, metrics_of, rank_users
+from vlm2rec.tasks import Scorer, item_blocks, metrics_of, rank_users, user_blocks
 
 WEIGHTS = np.linspace(0, 1, 21)
 """Shares of the sequential model that are tried; 0 and 1 are the two parts alone."""
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """`weight` times the first scorer's scores plus the rest times the second's, each standardised for each user.
+class Standardised:
+    """Another scorer's scores at mean 0 and deviation 1 over the catalogue, for each user."""
 
-    Scores of the two have no common unit; over the catalogue, each user's have mean 0 and deviation 1.
+    scorer: Scorer
+    mean: np.ndarray
+    deviation: np.ndarray
+    tolerance: float = 1e-5
+
+    @classmethod
+    def over(cls, scorer: Scorer, users: int, items: int) -> "Standardised":
+        """Go through the catalogue once for both figures, `(users,)` each."""
+        mean, deviation = np.empty((2, users))
+        with progress("standardising", users) as tell:
+            for part in user_blocks(users):
+                mean[part], deviation[part] = _spread(scorer, np.arange(part.start, part.stop), items)
+                tell(part.stop, "")
+        return cls(scorer, mean, deviation)
+
+    def scores(self, rows: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Scores `(b, n)` in float64."""
+        return self._standard(self.scorer.scores(rows, columns), rows)
+
+    def among(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Scores `(b, C)` in float64."""
+        return self._standard(self.scorer.among(rows, items), rows)
+
+    def _standard(self, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        scaled: np.ndarray = (scores - self.mean[rows, None]) / self.deviation[rows, None]
+        return scaled
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`weight` times the first scorer's scores plus the rest times the second's.
+
+    Scores of the two have no common unit, so both must be standardised.
     """
 
-    first: Scorer
-    second: Scorer
+    first: Standardised
+    second: Standardised
     weight: float
     tolerance: float = 1e-5
 
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Scores `(b, n_items)`."""
-        return self.weight * _standard(self.first, rows) + (1 - self.weight) * _standard(self.second, rows)
+    def scores(self, rows: np.ndarray, columns: slice = slice(None)) -> np.ndarray:
+        """Scores `(b, n)`."""
+        return self._mixed(self.first.scores(rows, columns), self.second.scores(rows, columns))
+
+    def among(self, rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Scores `(b, C)`."""
+        return self._mixed(self.first.among(rows, items), self.second.among(rows, items))
+
+    def _mixed(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return self.weight * first + (1 - self.weight) * second
 
 
 class Hybrid(Recommender):
@@ -69,9 +109,12 @@ class Hybrid(Recommender):
         runs = {name: Run.open(folder) for name, folder in folders.items()}
         return {name: (run, self._fitting(name, run)) for name, run in runs.items()}
 
-    def _scorers(self, users: np.ndarray, which: Which) -> tuple[Scorer, Scorer]:
-        (first_run, first), (second_run, second) = self._parts["sequential"], self._parts["embedder"]
-        return first.scorer(first_run, users, which), second.scorer(second_run, users, which)
+    def _scorers(self, users: np.ndarray, which: Which) -> tuple[Standardised, Standardised]:
+        first, second = (
+            Standardised.over(method.scorer(run, users, which), len(users), self.split.n_items)
+            for run, method in (self._parts["sequential"], self._parts["embedder"])
+        )
+        return first, second
 
     def _fitting(self, name: str, run: Run) -> Recommender:
         """The method of a part's run. Raises InputError where it cannot be this part."""
@@ -98,8 +141,15 @@ class Hybrid(Recommender):
         return method
 
 
-def _standard(scorer: Scorer, rows: np.ndarray) -> np.ndarray:
-    scores = np.asarray(scorer.scores(rows), dtype=np.float64)
-    centred = scores - scores.mean(axis=1, keepdims=True)
-    scaled: np.ndarray = centred / np.maximum(scores.std(axis=1, keepdims=True), 1e-12)
-    return scaled
+def _spread(scorer: Scorer, rows: np.ndarray, items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation `(b,)` of each row's scores over the catalogue."""
+    start, total, squares = np.zeros((3, len(rows)))
+    for columns in item_blocks(items):
+        tile = scorer.scores(rows, columns).astype(np.float64)
+        if columns.start == 0:
+            start = tile.mean(axis=1)  # near the mean, so that squares about it lose no digits
+        tile -= start[:, None]
+        total += tile.sum(axis=1)
+        squares += np.einsum("bn,bn->b", tile, tile)
+    variance = squares / items - (total / items) ** 2
+    return start + total / items, np.sqrt(np.maximum(variance, 0)).clip(min=1e-12)

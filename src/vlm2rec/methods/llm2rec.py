@@ -19,6 +19,7 @@ from vlm2rec.backbones.align import batch as rows_of
 from vlm2rec.backbones.bidirectional import attend, check_bidirectional, check_dropout, drop_attention
 from vlm2rec.backbones.load import Backbone, load_backbone, towers
 from vlm2rec.backbones.lora import add_lora
+from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.titles import IGNORED, Sample, TitleEncoder, language_parameters
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLM2Rec as Settings
@@ -129,8 +130,7 @@ class Tuning:
 
     def make_trainable(self) -> PeftModel | None:
         """Adapters in the language model, or all of it and its head in float32: small steps vanish in bfloat16."""
-        if self.config.training.gradient_checkpointing:
-            self.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(self.backbone, self.config.training.gradient_checkpointing)
         if self.settings.tuning == "lora":
             return add_lora(self.backbone, self.settings.lora, self.config.seed)
         head = self.module.get_output_embeddings()

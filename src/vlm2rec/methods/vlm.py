@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlm2rec import parallel
+from vlm2rec.backbones.recompute import recompute
+from vlm2rec.backbones.sharding import evenly, whole
 from vlm2rec.config import SFT, Config, Vanilla
 from vlm2rec.data.splits import Split, Which, sample_users
 from vlm2rec.diagnostics import diagnose
@@ -20,18 +25,22 @@ from vlm2rec.diagnostics.monitor import probe_steps
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import encode
 from vlm2rec.encoder import Encoder
+from vlm2rec.errors import InputError
 from vlm2rec.methods.base import Embedder, need_pictures
 from vlm2rec.methods.probes import build_probe
 from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, Views, VLM2RecLoss
+from vlm2rec.process import rank, world
 from vlm2rec.runs import Run, locked, replacing, write_json
 from vlm2rec.tasks import Cosine, Scorer, metrics_of, rank_users
 from vlm2rec.training.batches import Samples, objective_arguments
-from vlm2rec.training.gradcache import backward_in_parts
 from vlm2rec.training.loop import State, Step, fit
+from vlm2rec.training.shares import Shares, backward_in_shares
 
 
 class VLM(Embedder):
     """Vanilla, SFT and VLM2Rec."""
+
+    shared: ClassVar[bool] = True
 
     def __init__(self, config: Config, split: Split) -> None:
         super().__init__(config, split)
@@ -57,7 +66,13 @@ class VLM(Embedder):
             histories = [self.split.history(user, "test").tolist() for user in everyone]
             self.encoder.check(self.split.dataset, histories)
         if not trained and not isinstance(self.config.method, Vanilla):
-            Samples(self.split, self.config.training, self.config.seed)
+            samples = Samples(self.split, self.config.training, self.config.seed)
+            size = min(len(samples), samples.batch_size)
+            if size < world():
+                raise InputError(
+                    f"{world()} processes cannot share batches of {size} samples; start no more than {size}, or raise"
+                    " training.batch_size"
+                )
             if self.config.training.prefixes == "branched":
                 self.encoder.check_branches()
 
@@ -70,27 +85,34 @@ class VLM(Embedder):
             backbone,
             self.split.dataset.fingerprint,
             config.data.max_history,
-            config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision"}),
+            config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision", "sharded"}),
             config.prompt.model_dump(mode="json"),
             config.evaluation.model_dump(mode="json", include={"users", "candidate_seed"}),
         ]
         digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
         folder = (shared or run.path) / f"step-0-{digest}"
-        with locked(folder.with_name(f"{folder.name}.lock")):  # several runs of a sweep may come here at once
-            if not (folder / "reference.json").exists():
+        lock = locked(folder.with_name(f"{folder.name}.lock")) if rank() == 0 else nullcontext()
+        with lock:  # several runs of a sweep may come here at once
+            if parallel.broadcast(not (folder / "reference.json").exists()):
                 items = embed_items(self.encoder, self.split, folder / "items")
                 histories = embed_histories(self.encoder, self.split, users, "test", folder / "histories")
-                found = diagnose(histories, items, self.split, users, config.evaluation.candidate_seed)
-                write_users(found.measured.users, folder / "reference.parquet")
-                figures = {name: value for name, value in found.figures().items() if name != "diagnosis"}
-                write_json(folder / "reference.json", figures)
+                if rank() == 0:
+                    found = diagnose(histories, items, self.split, users, config.evaluation.candidate_seed)
+                    write_users(found.measured.users, folder / "reference.parquet")
+                    figures = {name: value for name, value in found.figures().items() if name != "diagnosis"}
+                    write_json(folder / "reference.json", figures)
+        if rank() == 0:
+            self._keep_reference(run, folder, drop=shared is None)
+
+    def _keep_reference(self, run: Run, folder: Path, drop: bool) -> None:
+        """What the run needs of the figures at step 0; `drop` where no other run will come for them."""
         for name in ("reference.json", "reference.parquet"):
             with replacing(run.path / name) as temporary:
                 shutil.copyfile(folder / name, temporary)
-        if isinstance(config.method, Vanilla):
+        if isinstance(self.config.method, Vanilla):
             for name in ("items", "histories"):
                 shutil.copytree(folder / name, run.path / name, dirs_exist_ok=True)
-        if shared is None:
+        if drop:
             (folder / "reference.json").unlink()  # first: it says that the rest is whole
             shutil.rmtree(folder)
             folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
@@ -98,7 +120,8 @@ class VLM(Embedder):
     def train(self, run: Run) -> Mapping[str, Any]:
         """Fine-tune, where the method does; `model/` holds the encoder either way."""
         if isinstance(self.config.method, Vanilla):
-            self.encoder.save(run.path / "model")
+            if rank() == 0:
+                self.encoder.save(run.path / "model")
             return {}
         return train(run, self.split, self.encoder)
 
@@ -112,7 +135,7 @@ class VLM(Embedder):
         encode_items(run, self.split, self.encoder)
         embed_histories(self.encoder, self.split, users, "test", run.path / "histories")
         for leftover in (run.path / "checkpoints").glob("*-epoch-*"):
-            if not leftover.name.startswith("best"):
+            if rank() == 0 and not leftover.name.startswith("best"):
                 shutil.rmtree(leftover)
         return {"seconds": time.monotonic() - began}
 
@@ -159,8 +182,7 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
     """
     config = run.config
     encoder.add_lora(config.backbone.lora, config.seed)
-    if config.training.gradient_checkpointing:
-        encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(encoder.backbone, config.training.gradient_checkpointing)
     objective = build_objective(config)
     run.record(trainable=encoder.towers())
     samples = Samples(split, config.training, config.seed)
@@ -180,7 +202,8 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
         ),
         title=f"{config.method.kind} seed {config.seed}",
     )
-    encoder.save(run.path / "model")
+    if rank() == 0:
+        encoder.save(run.path / "model")
     return {
         "validation": _validation(state),
         "steps": state.step,
@@ -196,8 +219,10 @@ def encode_items(run: Run, split: Split, encoder: Encoder) -> EmbeddingTable:
     out = run.path / "items"
     done = run.manifest["done"].get("train")
     kept = _items_of_epoch(run, int(done["validation"]["epoch"])) if done else None
-    if kept is not None and kept.exists():
-        shutil.copytree(kept, out, dirs_exist_ok=True)
+    if kept is not None and parallel.broadcast(kept.exists()):
+        if rank() == 0:
+            shutil.copytree(kept, out, dirs_exist_ok=True)
+        parallel.barrier()
         return EmbeddingTable.load(out)
     return embed_items(encoder, split, out)
 
@@ -219,15 +244,14 @@ def fingerprint(encoder: Encoder) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(encoder.backbone.model.state_dict().items()):
         if "lora_" not in name:
-            digest.update(
-                f"{name.replace('.base_layer', '')}{tuple(value.shape)}{value.double().sum().item():.10e}".encode()
-            )
+            total = whole(value).double().sum().item()
+            digest.update(f"{name.replace('.base_layer', '')}{tuple(value.shape)}{total:.10e}".encode())
     return digest.hexdigest()
 
 
 def training_step(samples: Samples, split: Split, encoder: Encoder, objective: Objective, config: Config) -> Step:
     """One batch's gradients and figures, for `fit`."""
-    part = config.training.micro_batch
+    part, embed = config.training.micro_batch, evenly(encoder, encoder.backbone)
     prompts_a_sample = 2 * len(encoder.passes)
     # Margins and the gap are logged for SFT too: they are how a collapse is seen while it happens.
     core = objective.objective if isinstance(objective, EachModality) else objective
@@ -236,21 +260,31 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
     def step(k: int, backward: Callable[[Tensor], None]) -> Mapping[str, float]:
         batch = samples.batch(k)
         items = [[item] for item in batch.targets]
-        queries = encoder.prompts(split.dataset, batch.histories)
-        prompts = queries + encoder.prompts(split.dataset, items)
+        shares = Shares((len(batch.histories), len(items)), len(encoder.passes))
+        prompts = [
+            prompt
+            for number, rows in enumerate((batch.histories, items))
+            for prompt in encoder.prompts(split.dataset, shares.own(number, rows))
+        ]
+        queries = len(batch.histories) * len(encoder.passes)
         there = [encoder.there(split.dataset, histories) for histories in (batch.histories, items)]
         negatives, positive, log_q = objective_arguments(batch, split, config.objective.logq, encoder.device)
-        logged: dict[str, float] = {"samples": float(len(batch.histories))}
+        seen: dict[str, Tensor] = {}
 
         def loss(vectors: Tensor) -> Tensor:
-            query = encoder.assemble(vectors[: len(queries)], there[0])
-            target = encoder.assemble(vectors[len(queries) :], there[1])
+            query = encoder.assemble(vectors[:queries], there[0])
+            target = encoder.assemble(vectors[queries:], there[1])
             value: Tensor = objective(query, target, negatives, positive, log_q)
-            logged.update(_figures(core, probe, query, target, negatives, positive), loss=float(value.detach()))
+            seen.update(_figures(core, probe, query, target, negatives, positive), loss=value.detach())
             return value
 
-        backward_in_parts(encoder, prompts, loss, None if part is None else part * prompts_a_sample, backward)
-        return logged
+        trained = [p for each in (encoder, objective) for p in each.parameters() if p.requires_grad]
+        most = None if part is None else part * prompts_a_sample
+        backward_in_shares(embed, prompts, loss, most, backward, shares, trained)
+        # Read together and last: to read one number is to wait for all that a GPU was told to do before it.
+        numbers = torch.stack([value.double() for value in seen.values()]).tolist()
+        logged = {name: number for name, number in zip(seen, numbers, strict=True) if not math.isnan(number)}
+        return {**logged, "loss": numbers[-1], "samples": float(len(batch.histories))}
 
     return step
 
@@ -258,8 +292,8 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
 @torch.no_grad()
 def _figures(
     objective: Objective, probe: WPCL, query: Views, target: Views, negatives: Tensor, positive: Tensor
-) -> dict[str, float]:
-    """What `metrics.jsonl` says of one batch, apart from the loss."""
+) -> dict[str, Tensor]:
+    """What `metrics.jsonl` says of one batch, apart from the loss; NaN where a batch has no such thing."""
     found: dict[str, Tensor] = {}
     if query.text is not None and query.image is not None:
         text, image = probe.margins(query, target, negatives, positive)
@@ -271,15 +305,13 @@ def _figures(
             "gap": probe.gap(query, target, negatives, positive).mean(),
             "norm_ratio": ratios.mean(),
         }
-        # A batch in which nobody has both modalities has neither a ratio nor, perhaps, margins.
-        found = {name: value for name, value in found.items() if not value.isnan()}
     if isinstance(objective, VLM2RecLoss):
         found["crtr"] = objective.crtr(query, target)
         if objective.wpcl is not None:
             found["penalty"] = objective.wpcl.penalty(query, target, negatives, positive).mean()
             found["alpha"], found["beta"] = objective.wpcl.alpha, objective.wpcl.beta
             found["wpcl"] = objective.wpcl(query, target, negatives, positive)
-    return {name: float(value) for name, value in found.items()}
+    return {name: value.detach() for name, value in found.items()}
 
 
 def _validation_users(config: Config, split: Split, samples: Samples) -> np.ndarray:
@@ -298,6 +330,8 @@ def _validate(run: Run, split: Split, encoder: Encoder, users: np.ndarray) -> Ca
         items = embed_items(encoder, split, _items_of_epoch(run, epoch))
         out = run.path / "checkpoints" / f"histories-epoch-{epoch:04d}"
         queries = embed_histories(encoder, split, users, "validation", out)
+        if rank() > 0:
+            return {}  # the first one's figures count
         ranks = rank_users(
             Cosine(queries.unit("fused"), items.unit("fused")),
             split,

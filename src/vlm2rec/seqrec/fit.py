@@ -18,6 +18,7 @@ from vlm2rec.metrics import count, summarise
 from vlm2rec.seqrec.items import Items, Norm, Phase
 from vlm2rec.seqrec.models import LEARNING_RATES, GRU4Rec, Kind, SASRec
 from vlm2rec.seqrec.windows import Windows
+from vlm2rec.tasks import Products
 from vlm2rec.training.loop import fit
 
 _LOGITS_AT_ONCE = 1 << 25  # 128 MiB of float32
@@ -69,22 +70,10 @@ class SequenceModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class SequenceScorer:
+class SequenceScorer(Products):
     """Dot products of states `(U, d)` and items `(N, d)`."""
 
-    queries: np.ndarray
-    items: np.ndarray
     tolerance: float = TOLERANCE
-
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Scores `(b, n_items)`."""
-        product: np.ndarray = self.queries[rows] @ self.items.T
-        return product
-
-    def among(self, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-        """Scores `(b, C)` of some items a user, without the rest of the catalogue."""
-        chosen: np.ndarray = np.matmul(self.items[candidates], self.queries[rows][:, :, None])[..., 0]
-        return chosen
 
 
 def fit_sequential(

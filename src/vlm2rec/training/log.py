@@ -3,10 +3,31 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
 from vlm2rec.runs import metrics_lines, write_text
+
+
+class Log(Protocol):
+    """Where figures go."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, float | str]) -> None:
+        """Take one line."""
+
+    def close(self) -> None:
+        """There will be no more."""
+
+
+class Silence:
+    """The log of a process that does not write it."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, float | str]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class MetricsLog:

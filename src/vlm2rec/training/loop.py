@@ -3,8 +3,12 @@
 Everything random in step k is drawn from (seed, k), and a batch is a function of its step. So a checkpoint is the
 trained parameters, the optimizer's moments and a step number, and a run continued from one ends with the same
 weights as a run that was never stopped (bit for bit on a CPU).
+
+Several processes run the loop alike, each with the weights of all: a step leaves the same gradients on every one of
+them, and what validation and probes find is what the first one found. It alone writes; all continue from its files.
 """
 
+import hashlib
 import math
 import shutil
 import time
@@ -18,18 +22,23 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vlm2rec import parallel
 from vlm2rec.config import TrainingConfig
+from vlm2rec.process import rank, world
 from vlm2rec.progress import progress
 from vlm2rec.runs import read_json, replacing_folder, write_json
-from vlm2rec.training.log import MetricsLog
+from vlm2rec.training.log import Log, MetricsLog, Silence
 
 _SECONDS_BETWEEN_CHECKPOINTS = 120.0  # where steps are slow, `checkpoint_every` steps would be too much to lose
 
 Step = Callable[[int, Callable[[Tensor], None]], Mapping[str, float]]
-"""`step(k, backward)`: make the gradients of batch k by calling `backward` on a loss, return figures to log."""
+"""`step(k, backward)`: make the gradients of batch k by calling `backward` on a loss, return figures to log.
+
+Every process calls it at the same time, with the same random numbers to draw; the gradients must come out the same."""
 
 Validate = Callable[[int], Mapping[str, float]]
-"""`validate(epoch)`: figures of the present weights; the one called `score` chooses the best epoch."""
+"""`validate(epoch)`: figures of the present weights; the one called `score` chooses the best epoch. Every process calls
+it, and those that the first one gets count."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ def fit(
     asks to stop, that epoch is validated as far as it has come, and is the last. Raises FloatingPointError where a
     gradient is not finite: one step further, no weight would be.
     """
+    parallel.start()
     accelerator = Accelerator()
     module.to(accelerator.device)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -105,8 +115,9 @@ def fit(
     optimizer = accelerator.prepare(optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", trained, optimizer)
     state = checkpoints.resume()
+    parallel.barrier()  # before anything is written anew
     total = settings.epochs * steps_per_epoch
-    log = MetricsLog(folder / "metrics.jsonl", state.step, state.validated, state.probed)
+    log = MetricsLog(folder / "metrics.jsonl", state.step, state.validated, state.probed) if rank() == 0 else Silence()
     saved_at = time.monotonic()
     with progress(title, total, state.step) as tell:
         while True:
@@ -115,6 +126,7 @@ def fit(
             if epoch > state.validated and (whole or state.stopped is not None):
                 tell(state.step, "validating")
                 module.eval()
+                check_equal(trained)
                 if _validate(validate, state, epoch, log, title):
                     checkpoints.save_best(epoch)
                 checkpoints.save(state)
@@ -157,14 +169,15 @@ def fit(
                 checkpoints.save(state)
                 saved_at = time.monotonic()
     log.close()
+    parallel.barrier()
     checkpoints.load_best()
     module.eval()
     return state
 
 
-def _validate(validate: Validate | None, state: State, epoch: int, log: MetricsLog, title: str) -> bool:
+def _validate(validate: Validate | None, state: State, epoch: int, log: Log, title: str) -> bool:
     """Validate, log and remember what came of it; return whether the epoch is the best so far."""
-    figures = {} if validate is None else dict(validate(epoch))
+    figures = {} if validate is None else parallel.broadcast(dict(validate(epoch)))
     if validate is not None:
         if not math.isfinite(figures["score"]):
             raise FloatingPointError(f"{title}: validation gives {figures['score']}; lower the learning rate")
@@ -176,10 +189,10 @@ def _validate(validate: Validate | None, state: State, epoch: int, log: MetricsL
     return better
 
 
-def _probe(probe: Probe, state: State, epoch: int, log: MetricsLog) -> Mapping[str, Any] | None:
+def _probe(probe: Probe, state: State, epoch: int, log: Log) -> Mapping[str, Any] | None:
     """Probe, log and remember what was found; return why training is to end, if it is."""
     began = time.monotonic()
-    found = probe(state.step, state.memory)
+    found = parallel.broadcast(probe(state.step, state.memory))
     seconds = time.monotonic() - began
     log.write("probe", state.step, {"epoch": epoch, **found.figures, "seconds": seconds})
     for kind, values in found.lines:
@@ -199,6 +212,17 @@ def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
     return settings.lr * (total - step) / max(1, total - warmup)
 
 
+def check_equal(trained: Mapping[str, nn.Parameter]) -> None:
+    """Raise RuntimeError where the weights of two processes differ in a bit: they would learn apart from there on."""
+    if world() == 1:
+        return
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in trained.values():
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if parallel.anyone(parallel.broadcast(digest.hexdigest()) != digest.hexdigest()):
+        raise RuntimeError("the processes no longer have the same weights; this is an error of the program")
+
+
 class Checkpoints:
     """`step-N-E/` folders to continue from, E epochs validated (the last one is kept), and `best-epoch-N/`.
 
@@ -216,6 +240,8 @@ class Checkpoints:
         Neither validation nor a probe moves the step, so they are in the name too: no checkpoint ever takes another's
         place, and whenever a kill comes, the last one by name is whole.
         """
+        if rank() > 0:
+            return
         probed = "-probed" if state.probed == state.step else ""
         path = self.folder / f"step-{state.step:08d}-{state.validated:04d}{probed}"
         with replacing_folder(path) as temporary:
@@ -241,6 +267,8 @@ class Checkpoints:
 
     def save_best(self, epoch: int) -> None:
         """Keep the present weights as the best so far."""
+        if rank() > 0:
+            return
         path = self.folder / f"best-epoch-{epoch:04d}"
         with replacing_folder(path) as temporary:
             save_file(self._weights(), temporary / "trained.safetensors")

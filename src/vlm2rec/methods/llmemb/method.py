@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 
 from vlm2rec.backbones.load import Backbone, mean_over, towers
+from vlm2rec.backbones.recompute import recompute
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLMEmb as Settings
 from vlm2rec.data.splits import Split
@@ -78,8 +79,7 @@ class LLMEmb(ItemEmbedder):
         config, settings, encoder = self.config, self.settings, self._encoder
         assert encoder is not None
         encoder.add_lora(settings.lora, config.seed)
-        if config.training.gradient_checkpointing:
-            encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(encoder.backbone, config.training.gradient_checkpointing)
         run.record(trainable=towers(encoder.backbone.model))
         loss = SCFTLoss(settings.temperature, settings.targets, settings.normalize)
         pairs = Pairs(self.items, settings.batch_size, settings.drop, config.seed)

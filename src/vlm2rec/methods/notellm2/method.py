@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm2rec.backbones.load import towers
+from vlm2rec.backbones.recompute import recompute
 from vlm2rec.config import NoteLLM2 as Settings
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
@@ -60,8 +61,7 @@ class NoteLLM2(ItemEmbedder):
         embedder = self._embedder
         assert embedder is not None
         embedder.encoder.add_lora(config.backbone.lora, config.seed)
-        if config.training.gradient_checkpointing:
-            embedder.encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(embedder.encoder.backbone, config.training.gradient_checkpointing)
         objective = PairLoss(settings.scale, settings.visual_weight)
         fusion = sum(weight.numel() for weight in embedder.fusion.parameters())
         counts = {**towers(embedder.encoder.backbone.model), "late fusion": {"all": fusion, "trainable": fusion}}

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm2rec.backbones.load import load_backbone, towers
 from vlm2rec.backbones.lora import load_lora
 from vlm2rec.backbones.packing import Prompt
+from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.small import TextEncoder
 from vlm2rec.config import SLIM as Settings
 from vlm2rec.config import BackboneConfig, Config
@@ -105,8 +106,7 @@ class SLIM(Embedder):
         examples, teacher = self._taught(run, student)
         taken = time.monotonic() - began
         student.add_lora(settings.lora, config.seed)
-        if config.training.gradient_checkpointing:
-            student.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(student.backbone, config.training.gradient_checkpointing)
         run.record(trainable=towers(student.backbone.model))
         state = fit(
             student,
