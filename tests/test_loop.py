@@ -107,6 +107,15 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, nn.M
     return *train(folder), folder
 
 
+def test_what_accelerate_was_told_elsewhere_changes_nothing(
+    uninterrupted: tuple[State, nn.ModuleDict, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` hands a user's own defaults on."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    check_same(tmp_path, train(tmp_path), uninterrupted)
+
+
 def test_it_learns_and_says_so(uninterrupted: tuple[State, nn.ModuleDict, Path]) -> None:
     state, module, folder = uninterrupted
     inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))

@@ -56,6 +56,8 @@ def test_dropout_by_its_definition() -> None:
     for one, other in zip((output, at_x, at_down, at_up), (reference, *expected), strict=True):
         torch.testing.assert_close(one, other)
     assert not torch.equal(model(x), model(x)), "every pass drops the same"
+    module.lora_dropout.eval()  # as with PEFT, what counts is the dropout's own mode
+    assert torch.equal(model(x), model(x))
     assert torch.equal(model.eval()(x), model(x))
 
 

@@ -228,6 +228,58 @@ def test_attention_in_pieces_by_its_definition(causal: bool, heads: int) -> None
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(("width", "dtype", "taken"), [
+    (16, torch.bfloat16, True), (256, torch.float16, True), (12, torch.bfloat16, False), (264, torch.bfloat16, False),
+    (16, torch.float32, False),
+])  # fmt: skip
+def test_a_kernel_is_asked_for_what_it_can_do(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype, taken: bool
+) -> None:
+    asked = []
+
+    def kernel(q: Tensor, *given: Any) -> Tensor:
+        asked.append(given[4])
+        return q
+
+    monkeypatch.setattr(attention, "_KERNELS", {"cpu": kernel})
+    states, starts = torch.randn(1, 2, 5, width).to(dtype), torch.tensor([0, 2, 5])
+    found, _ = attention.attend(
+        None, states, states, states, None, is_causal=True, cu_seq_lens_q=starts, cu_seq_lens_k=starts, max_length_q=3
+    )
+    assert found.shape == (1, 5, 2, width) and asked == ([(3, 5)] if taken else [])
+
+
+def test_a_kernel_is_trusted_only_where_it_gives_what_pieces_do() -> None:
+    def right(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        starts_q, starts_k, _, scaling, causal = rest
+        return attention.pieces(q, k, v, starts_q, starts_k, scaling, causal)
+
+    def begins_together(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        """Causal from the upper left, as SDPA has it."""
+        starts_q, starts_k, _, scaling, causal = rest
+        first = torch.cat([torch.arange(a, a + n) for a, n in zip(starts_k, starts_q.diff(), strict=False)])
+        return attention.pieces(q, k[first], v[first], starts_q, starts_q, scaling, causal)
+
+    class Half(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient / 2
+
+    def half_the_gradient(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        return right(q, Half.apply(k), v, *rest)
+
+    def missing(*_: Any) -> Tensor:
+        raise RuntimeError("no such kernel")
+
+    device = torch.device("cpu")
+    assert attention.agrees(right, device)
+    assert not any(attention.agrees(kernel, device) for kernel in (begins_together, half_the_gradient, missing))
+
+
 def test_gradients_of_a_shared_beginning_are_summed_in_float32() -> None:
     states = torch.zeros(2, 1, 4, dtype=torch.bfloat16, requires_grad=True)
     many = attention._Rows.apply(states, torch.zeros(1000, dtype=torch.long))
@@ -418,7 +470,7 @@ def test_a_step_takes_the_gradient_of_the_same_batch_read_one_by_one(
     for packs in (True, False):
         encoder, objective = build_encoder(asked), build_objective(asked)
         encoder.add_lora(LoraSettings(rank=4, dropout=0.0), seed=0)
-        encoder._packs &= packs
+        encoder.unpacked = None if packs else "is told not to"
         step = training_step(drawn, split, encoder, objective, asked)
         logged = step(2, Tensor.backward)
         assert logged["samples"] == 24
@@ -479,6 +531,4 @@ def test_a_model_that_ignores_positions_or_bounds_is_found_out(
         return args, {name: value for name, value in kwargs.items() if name != ignored}
 
     encoder.backbone.model.register_forward_pre_hook(drop, with_kwargs=True)
-    with pytest.raises(InputError, match="does not give packed prompts the vectors") as caught:
-        encoder.check_branches()
-    assert "\n" not in str(caught.value)
+    assert why_not(encoder.backbone) == "does not give packed prompts the vectors that it gives prompts read one by one"

@@ -146,6 +146,20 @@ def test_none_kept(folders: dict[str, Path]) -> None:
     assert sessions.bytes == 0
 
 
+@pytest.mark.parametrize("kind", KINDS[::2], ids=["external", "image"])
+def test_no_events_give_no_vectors(folders: dict[str, Path], kind: dict[str, str]) -> None:
+    sessions = Sessions(build(folders["llava"], **kind), shelf())
+    none, one = sessions.append_many([]), sessions.append("a", 1)
+    assert [view is not None and view.shape for view in none] == [
+        view is not None and (0, view.shape[1]) for view in one
+    ]
+
+
+def test_a_window_without_items_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="window = 0: a user's history keeps one item at least"):
+        Sessions(build(folders["llava"]), shelf(), window=0)
+
+
 def test_a_user_begun_anew_or_forgotten_has_no_past(folders: dict[str, Path]) -> None:
     encoder, fresh = build(folders["smolvlm"]), build(folders["smolvlm"])
     sessions = Sessions(encoder, shelf(), window=3)

@@ -21,6 +21,7 @@ from tiny_job import make_config, write_config
 from torch import Tensor
 
 from vlm2rec import cli, parallel
+from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.sharding import whole
 from vlm2rec.config import Config
 from vlm2rec.data.dataset import Dataset
@@ -85,8 +86,7 @@ def gradients(data: Path, checkpoint: Path, step: int, kind: str, **sections: An
     split = Split(Dataset.load(data))
     encoder = build_encoder(config)
     encoder.add_lora(config.backbone.lora, seed=3)
-    if config.training.gradient_checkpointing:
-        encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute(encoder.backbone, config.training.gradient_checkpointing)
     draw = torch.Generator().manual_seed(1)
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:

@@ -43,6 +43,8 @@ def _plan(config: Config) -> list[str]:
         f" context {encoder.backbone.context}, {str(model.dtype).removeprefix('torch.')}",
         f"passes        {', '.join(encoder.passes)} (prompt.fusion = {config.prompt.fusion})",
     ]
+    packed = "in rows without padding" if encoder.unpacked is None else f"padded: the model {encoder.unpacked}"
+    lines.append(f"prompts       {packed}")
     for tower, counts in encoder.towers().items():
         lines.append(f"{tower:<14}{counts['all']:,} parameters, {counts['trainable']:,} trainable")
     lines.append(f"memory        {weights:.2f} GiB weights + {adapters:.3f} GiB gradients and moments + activations")

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from vlm2rec.backbones.gallery import Gallery
-from vlm2rec.backbones.load import Backbone, load_backbone, towers
+from vlm2rec.backbones.load import Backbone, decoder, load_backbone, towers
 from vlm2rec.backbones.lora import add_lora, load_lora
 from vlm2rec.backbones.packing import Prompt, packed_states, rows, why_not
 from vlm2rec.backbones.vision import Visual
@@ -46,9 +46,9 @@ class Encoder(nn.Module):
         self.batch_tokens = batch_tokens
         self.adapter: PeftModel | None = None
         self.gate = Gate(backbone.dim).to(self.device) if prompt.combine == "gated" else None
-        self._packs = why_not(backbone) is None
+        self.unpacked = why_not(backbone)  # the end of a sentence; None: prompts are packed
         if settings.compile:
-            for layer in backbone.model.get_decoder().layers:
+            for layer in decoder(backbone.model)[1]:
                 layer.compile(dynamic=True)
         self._opening, self._closing = backbone.wrapper(prompt.chat)
         self._texts: dict[str, list[int]] = {}
@@ -163,11 +163,10 @@ class Encoder(nn.Module):
 
     def check_branches(self) -> None:
         """Try whether the backbone reads prompts together, what they share once. Raises InputError where not."""
-        reason = why_not(self.backbone)
-        if reason is not None:
+        if self.unpacked is not None:
             raise InputError(
                 f"training.prefixes=branched: backbone.path = {self.settings.path!r} ({self.model.config.model_type})"
-                f" {reason}; set training.prefixes=separate"
+                f" {self.unpacked}; set training.prefixes=separate"
             )
 
     def forward(self, prompts: Sequence[Prompt]) -> Tensor:
@@ -177,7 +176,9 @@ class Encoder(nn.Module):
         training they share its dropout too). A vector does not depend on which others were beside it. Where a family
         cannot be packed, prompts of like length share a padded batch.
         """
-        if self._packs:
+        if not prompts:
+            return torch.zeros(0, self.backbone.dim, dtype=self.model.dtype, device=self.device)
+        if self.unpacked is None:
             found = rows(prompts, self.backbone.image_token, self.batch_tokens)
             states = [packed_states(self.backbone, [prompts[i] for i in row]) for row in found]
         else:

@@ -133,13 +133,13 @@ class Job:
         if rank() > 0:
             self.run = Run.open(self.out)
         parallel.barrier()
-        if world() > 1:
-            self.run.record(processes=world())
         data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
         if self.run.manifest.setdefault("data", data)["fingerprint"] != data["fingerprint"]:
             raise InputError(
                 f"{self.out}: was made from other data than {self.config.data.path} holds now; give another --out"
             )
+        if world() > 1:
+            self.run.record(processes=world())
 
     @cached_property
     def users(self) -> np.ndarray:

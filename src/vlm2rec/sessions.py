@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vlm2rec.backbones.packing import Prompt, why_not
+from vlm2rec.backbones.packing import Prompt
 from vlm2rec.backbones.resuming import Begun, read_on
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.encoder import Encoder
@@ -29,9 +29,11 @@ class Sessions:
     """
 
     def __init__(self, encoder: Encoder, catalogue: Catalogue, window: int = 10, users: int = 256) -> None:
+        if window < 1:
+            raise InputError(f"window = {window}: a user's history keeps one item at least")
         self._encoder, self._catalogue = encoder.eval(), catalogue
         self._window = window
-        self._users = users if why_not(encoder.backbone) is None else 0
+        self._users = users if encoder.unpacked is None else 0
         self._opening = self._read_opening() if self._users else None
         self._items: dict[Hashable, list[int]] = {}
         self._begun: OrderedDict[Hashable, list[Begun]] = OrderedDict()  # of each user, by pass; longest unused first
@@ -59,6 +61,8 @@ class Sessions:
                 events before that one stand.
         """
         self._check([item for _, item in events])
+        if not events:
+            return self._encoder.histories(self._catalogue, [])
         found: list[tuple[list[int], Views]] = []
         for wave in _waves(events):
             histories = {events[i][0]: self._after(*events[i]) for i in wave}

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -234,7 +233,7 @@ def _load(checkpoint: Path) -> tuple[Any, Backbone]:
     if backbone.vision is None or not hasattr(backbone.model, "multi_modal_projector"):
         raise InputError(f"{checkpoint}: has no multi_modal_projector to train; give a LLaVA-style checkpoint")
     full = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
-    full.requires_grad_(False).eval().to(Accelerator().device)
+    full.requires_grad_(False).eval().to(backbone.model.device)
     full.base_model.multi_modal_projector.requires_grad_(True)
     tower = VisionTower(full.base_model, backbone.vision.processor, backbone.vision.image_size)
     return full, replace(backbone, model=full.base_model, vision=tower)

@@ -24,6 +24,7 @@ VISION = "vlm2rec_flash"
 
 _HALF = (torch.float16, torch.bfloat16)
 _ROUNDING = 0.02  # of a kernel in bfloat16, by the norm
+_WIDEST = 256  # head that flash attention takes; and multiples of 8 alone
 
 
 def attend(
@@ -69,8 +70,8 @@ def attend(
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, d)
     if key_rows is not None:
         k, v = (_Rows.apply(states, key_rows) for states in (k, v))  # type: ignore[no-untyped-call]
-    kernel = _KERNELS.get(q.device.type)
-    if kernel is not None and q.dtype in _HALF and not dropout:
+    kernel, width = _KERNELS.get(q.device.type), q.shape[-1]
+    if kernel is not None and q.dtype in _HALF and width % 8 == 0 and width <= _WIDEST and not dropout:
         longest = (max_length_q or len(q), max_length_k or len(k))
         found = kernel(q, k, v, cu_seq_lens_q.int(), cu_seq_lens_k.int(), longest, scaling, causal)
     else:
@@ -94,7 +95,7 @@ def pieces(
     causal: bool,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The same by SDPA, pieces of one size at once: query `(T, H, d)`, key and value `(K, H_kv, d)`, out `(T, H, d)`."""
+    """The same by SDPA, pieces of a size at once: query `(T, H, d)`, key and value `(K, H_kv, d)`, out `(T, H, d)`."""
     begins = starts_q.tolist()
     widths_q, widths_k = (starts.diff().tolist() for starts in (starts_q, starts_k))
     # Split, not sliced: the gradient of every slice would be a tensor as long as the row.
@@ -116,29 +117,38 @@ def pieces(
 
 
 def use_kernel(device: torch.device) -> None:
-    """Take torch's varlen kernel on this device, where there is one and it gives on random numbers what `pieces` does.
+    """Take torch's varlen kernel on this device, where there is one and it `agrees`.
 
     Called before a model runs: a model's layers may be compiled, and a decision like this one cannot be.
     """
     kernel = _varlen_kernel() if device.type == "cuda" and device.type not in _KERNELS else None
-    if kernel is None:
-        return
+    if kernel is not None and agrees(kernel, device):
+        _KERNELS[device.type] = kernel
+
+
+def agrees(kernel: "Kernel", device: torch.device) -> bool:
+    """Whether a kernel gives on random numbers what `pieces` does, and its gradients."""
     sizes_q, sizes_k = [5, 130, 17, 1], [5, 200, 17, 40]
-    starts = [torch.tensor([0, *accumulate(sizes)], device=device) for sizes in (sizes_q, sizes_k)]
+    starts_q, starts_k = (torch.tensor([0, *accumulate(sizes)], device=device).int() for sizes in (sizes_q, sizes_k))
     random = torch.Generator(device).manual_seed(0)
-    q, k, v = (
-        torch.randn(sum(sizes), heads, 64, device=device, dtype=torch.bfloat16, generator=random)
+    halves = [
+        torch.randn(sum(sizes), heads, 64, device=device, dtype=torch.bfloat16, generator=random).requires_grad_(True)
         for sizes, heads in ((sizes_q, 4), (sizes_k, 2), (sizes_k, 2))
-    )
+    ]
+    wholes = [half.detach().float().requires_grad_(True) for half in halves]
     for causal in (True, False):
-        try:
-            found = kernel(q, k, v, starts[0].int(), starts[1].int(), (130, 200), None, causal)
-        except (RuntimeError, TypeError, NotImplementedError):
-            return
-        expected = pieces(q.float(), k.float(), v.float(), starts[0], starts[1], None, causal)
-        if not float((found.float() - expected).norm() / expected.norm()) < _ROUNDING:
-            return
-    _KERNELS[device.type] = kernel
+        with torch.enable_grad():
+            expected = pieces(wholes[0], wholes[1], wholes[2], starts_q, starts_k, None, causal)
+            try:
+                found = kernel(halves[0], halves[1], halves[2], starts_q, starts_k, (130, 200), None, causal)
+                slopes = torch.autograd.grad(found.float().square().sum(), halves)
+            except (RuntimeError, TypeError, ValueError):
+                return False
+            wanted = torch.autograd.grad(expected.square().sum(), wholes)
+        for one, other in zip((found.detach(), *slopes), (expected.detach(), *wanted), strict=True):
+            if not float((one.float() - other).norm() / other.norm()) < _ROUNDING:
+                return False
+    return True
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, int], float | None, bool], Tensor]

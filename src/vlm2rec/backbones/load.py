@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vlm2rec.backbones.efficientnet  # noqa: F401  registers EfficientNet-Lite0 with the Auto classes
 from vlm2rec.backbones import attention
@@ -240,6 +241,25 @@ def _own_attention(model: PreTrainedModel) -> None:
     eyes = getattr(config, "vision_config", None)
     if eyes is not None and eyes._attn_implementation == "sdpa" and config.model_type in _WINDOWED:
         eyes._attn_implementation = attention.VISION
+
+
+def decoder(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.ModuleList]:
+    """The language model, without its head, and the list of its layers.
+
+    Raises InputError where there is no such list.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) and isinstance(module[0], GradientCheckpointingLayer)
+    ]
+    if not found:
+        raise InputError(
+            f"{type(model).__name__}: its decoder layers cannot be told apart, which backbone.compile and"
+            " backbone.sharded need; leave them out"
+        )
+    name, layers = next((pair for pair in found if language_path(f"{pair[0]}.")), found[0])
+    return model.get_submodule(name.rpartition(".")[0]), layers
 
 
 def _with_head(config: Any) -> Any:

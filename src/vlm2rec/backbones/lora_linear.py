@@ -34,7 +34,7 @@ class LeanLinear(Linear):  # type: ignore[misc]
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         (name,) = names
         base, dropout = self.get_base_layer(), self.lora_dropout[name]
-        share = float(dropout.p) if self.training and isinstance(dropout, nn.Dropout) else 0.0
+        share = float(dropout.p) if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
         seed = int(torch.randint(2**62, ())) if share else 0
         weights = (base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight)
         found: Tensor = _Adapted.apply(x, *weights, self.scaling[name], share, seed)  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from vlm2rec.backbones.load import Backbone
 from vlm2rec.backbones.vision import Visual
 
 _WORTH = 8  # tokens saved, below which a piece of its own is not made: each is a call of its own on a CPU
-_ROUNDING, _COARSE_ROUNDING = 0.01, 0.05  # of a vector's length, in float32 and in anything narrower
+_ROUNDING, _COARSE_ROUNDING = 0.01, 0.15  # of a vector's length, in float32 and in anything narrower
 
 
 @dataclass(frozen=True)

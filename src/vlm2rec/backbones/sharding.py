@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm2rec import parallel
-from vlm2rec.backbones.load import Backbone, language_path
+from vlm2rec.backbones.load import Backbone, decoder
 from vlm2rec.process import world
 
 Input = TypeVar("Input")
@@ -33,7 +32,7 @@ def shard(model: nn.Module) -> None:
     parallel.start()
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(kind, (world(),))
-    text, layers = _decoder(model)
+    text, layers = decoder(model)
     for layer in layers:
         layer.to(kind)
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
@@ -77,10 +76,7 @@ def evenly(embed: Callable[[Sequence[Input]], Tensor], backbone: Backbone) -> Ca
 
     def embedded(some: Sequence[Input]) -> Tensor:
         with in_turns(backbone) as idle:
-            if some:
-                vectors = embed(some)
-            else:
-                vectors = torch.zeros(0, backbone.dim, dtype=backbone.model.dtype, device=backbone.model.device)
+            vectors = embed(some)
         for states in idle:
             vectors = vectors + states.sum() * 0
         return vectors
@@ -90,16 +86,3 @@ def evenly(embed: Callable[[Sequence[Input]], Tensor], backbone: Backbone) -> Ca
 
 def _also() -> None:
     parallel.anyone(True)
-
-
-def _decoder(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The language model and its list of layers."""
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and isinstance(module[0], GradientCheckpointingLayer)
-    ]
-    name, layers = next((pair for pair in found if language_path(f"{pair[0]}.")), found[0])
-    parent = model.get_submodule(name.rpartition(".")[0])
-    assert isinstance(layers, nn.ModuleList)
-    return parent, layers

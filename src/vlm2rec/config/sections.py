@@ -34,7 +34,9 @@ class BackboneConfig(Section):
     path: str = "nano"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     image_size: int | None = Field(None, ge=28)  # side in pixels before the image processor; None: as stored
-    compile: bool = False  # the language model's layers through torch.compile: minutes at the start, faster on a GPU
+    # The language model's layers through torch.compile, but for what training.gradient_checkpointing computes again:
+    # minutes at the start, faster on a GPU.
+    compile: bool = False
     sharded: bool = False  # several processes: each GPU keeps a part of the language model's layers (FSDP), not all
     cache_vision: bool = True  # keep visual tokens: the tower is frozen, so they never change
     lora: LoraSettings = LoraSettings()

@@ -34,16 +34,17 @@ def backward_in_parts(
     parts = [inputs[start : start + part] for start in range(0, len(inputs), part)]
     seed = int(torch.randint(2**31, ()))
     with torch.no_grad():
-        vectors = torch.cat([_seeded(embed, some, seed + number) for number, some in enumerate(parts)])
+        vectors = torch.cat([seeded(embed, some, seed + number) for number, some in enumerate(parts)])
     vectors.requires_grad_(True)
     value = loss(vectors)
     backward(value)
     assert vectors.grad is not None
     for number, (some, gradient) in enumerate(zip(parts, torch.split(vectors.grad, part), strict=True)):
-        backward((_seeded(embed, some, seed + number) * gradient).sum())
+        backward((seeded(embed, some, seed + number) * gradient).sum())
     return value.detach()
 
 
-def _seeded(embed: Callable[[Sequence[Input]], Tensor], some: Sequence[Input], seed: int) -> Tensor:
+def seeded(embed: Callable[[Sequence[Input]], Tensor], some: Sequence[Input], seed: int) -> Tensor:
+    """`embed` of some inputs, with the random numbers of a seed."""
     torch.manual_seed(seed)
     return embed(some)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -101,7 +102,10 @@ def fit(
     gradient is not finite: one step further, no weight would be.
     """
     parallel.start()
-    accelerator = Accelerator()
+    # Said outright: what a user has told `accelerate config` would scale losses that are pushed back in two steps.
+    accelerator = Accelerator(
+        mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+    )
     module.to(accelerator.device)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     exempt = {id(parameter) for parameter in no_decay}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlm2rec import parallel
 from vlm2rec.process import rank, world
-from vlm2rec.training.gradcache import backward_in_parts
+from vlm2rec.training.gradcache import backward_in_parts, seeded
 
 _SEEDS_EACH = 1_000_003  # more than any process has parts
 
@@ -96,7 +96,7 @@ def backward_in_shares(
     parts = [inputs[start : start + size] for start in range(0, shares.most, size)]
     once = len(parts) == 1
     with torch.set_grad_enabled(once):
-        embedded = [_seeded(embed, some, seed + number) for number, some in enumerate(parts)]
+        embedded = [seeded(embed, some, seed + number) for number, some in enumerate(parts)]
     vectors = shares.gather(torch.cat(embedded)).requires_grad_()
     value = loss(vectors)
     backward(value)
@@ -106,13 +106,8 @@ def backward_in_shares(
     assert vectors.grad is not None
     slopes = torch.split(shares.back(vectors.grad), [len(some) for some in parts])
     for number, (some, slope) in enumerate(zip(parts, slopes, strict=True)):
-        again = embedded[0] if once else _seeded(embed, some, seed + number)
+        again = embedded[0] if once else seeded(embed, some, seed + number)
         if again.requires_grad:  # it does not where there is nothing of this process's own in a part
             backward((again * slope).sum())
     parallel.sum_gradients(parameters)
     return value.detach()
-
-
-def _seeded(embed: Callable[[Sequence[Input]], Tensor], some: Sequence[Input], seed: int) -> Tensor:
-    torch.manual_seed(seed)
-    return embed(some)
