@@ -188,7 +188,7 @@ def test_shards_of_two_processes_are_those_of_one(two: World, tmp_path: Path) ->
         found, expected = (EmbeddingTable.load(folder / name) for folder in (two.out, tmp_path))
         assert found.ids.tolist() == expected.ids.tolist()
         for view in expected.views:
-            np.testing.assert_array_equal(found[view], expected[view])
+            np.testing.assert_allclose(found[view], expected[view], atol=1e-5)  # processes may have other threads
     cut = EmbeddingTable.load(two.out / "cut")
     np.testing.assert_allclose(cut["fused"], EmbeddingTable.load(tmp_path / "whole")["fused"], atol=2e-5)
     assert not list(two.out.glob("*.parts"))
