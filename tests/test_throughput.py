@@ -61,6 +61,28 @@ def test_operations_of_a_small_model_are_those_counted_by_hand(benchmark: Path) 
     assert found.peak > found.weights + found.kept
 
 
+def test_layers_computed_again_take_less_memory_and_more_operations(benchmark: Path) -> None:
+    from counting import counted
+
+    words = tokenizer()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = FAMILIES["qwen2"][0](len(words), words.get_vocab()).model.train()
+    ids = torch.ones(8, 64, dtype=torch.long)
+
+    def embed() -> torch.Tensor:
+        states: torch.Tensor = model(input_ids=ids, use_cache=False).last_hidden_state
+        return states[:, -1]
+
+    kept = counted(model, embed)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again = counted(model, embed)
+    assert again.forward == kept.forward
+    assert kept.backward < again.backward <= kept.backward + kept.forward
+    activations = kept.peak - kept.weights
+    assert again.peak - again.weights < 0.75 * activations  # one layer of two, and what goes in and out of them
+    assert again.kept < 0.25 * kept.kept
+
+
 @pytest.mark.parametrize("fake", [False, True])
 def test_memory_is_that_of_the_tensors_alive(benchmark: Path, fake: bool) -> None:
     from memory import Live

@@ -147,20 +147,26 @@ class Plan:
 
 
 def counted(model: nn.Module, embed: Callable[[], Tensor]) -> Count:
-    """Operations and memory of embedding, and of a way back that starts with a gradient for every vector."""
-    model.zero_grad(set_to_none=True)
+    """Operations and memory of embedding, and of a way back that starts with a gradient for every vector.
+
+    Two steps: the counter of operations holds on to what checkpointing computes again.
+    """
     weights = [*model.parameters(), *model.buffers()]
-    read = Read(model)
-    with counter() as forth, Live(weights) as live:
+    size = sum(weight.nbytes for weight in weights)
+    model.zero_grad(set_to_none=True)
+    with Live(weights) as live:
         loss = embed().float().square().sum()
         kept = live.now
-        with counter() as back:
-            loss.backward()
-    size = sum(weight.nbytes for weight in weights)
-    whole = forth.get_total_flops()
-    backward = back.get_total_flops()
+        loss.backward()
+    del loss
     model.zero_grad(set_to_none=True)
-    return Count(read.close(), whole - backward, backward, size, kept, size + live.peak)
+    read = Read(model)
+    with counter() as whole:
+        loss = embed().float().square().sum()
+        forward = whole.get_total_flops()
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    return Count(read.close(), forward, whole.get_total_flops() - forward, size, kept, size + live.peak)
 
 
 def _swap(encoder: Encoder, model: PreTrainedModel) -> None:

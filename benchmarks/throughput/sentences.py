@@ -2,7 +2,8 @@
 
 What differs from how it is used out of the box, and why:
 - Training features are our token ids and pixels, so that tokens are the same one by one, with the attention mask that
-  its own preprocessing adds. `encode` does all of it itself, from prompts as text and from pictures.
+  its own preprocessing adds. `encode` does all of it itself, from prompts as text and from pictures; its pixels are
+  ours, its tokens are but for a title's first word, which it joins with the space before it, where its tokenizer does.
 - It has no notion of two passes a sample: `model(features)` runs four times a step (titles and pictures, of histories
   and of targets) and the two views of a row are added. So does `encode`: twice a row.
 - The loss is its MultipleNegativesRankingLoss, with our temperature. It knows no user's earlier purchases: other

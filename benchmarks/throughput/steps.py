@@ -129,27 +129,20 @@ def _first(bench: Bench, way: Way, known: dict[str, float]) -> Measured:
     """Warm up; then take a step's memory, tokens and operations. `known`: operations a token, by way."""
     batch, device = way.samples.batch(0), bench.encoder.device
     measured = Measured(way.name, len(batch.histories), sum(group.tokens for group in bench.groups(batch)))
-    read, found = Read(way.model), list[int]()
+    read = Read(way.model)
     try:
         if isinstance(way, Ours) and device.type == "cuda":  # layers are compiled; in two steps, for all lengths
             for number in (1, 2):
-                _forget(bench, [way.model])
                 way.ready(number)()
-            _forget(bench, [way.model])
-            read.tokens = 0
-            measured.gib = peak(way.ready(0), way.model, device)
-            measured.read = read.tokens
-            _forget(bench, [way.model])
-            step = way.ready(0)
-            try:
-                found.append(flops(step))
-            except torch.OutOfMemoryError:  # not compiled they need more; so a smaller batch has to tell
-                found.append(round(known.get(way.name, 0.0) * measured.read))
-        else:
-            step = way.ready(0)
-            measured.gib = peak(lambda: found.append(flops(step)), way.model, device)
-            measured.read = read.tokens
-        measured.flops = found[0]
+                _forget(bench, [way.model])
+        read.tokens = 0
+        measured.gib = peak(way.ready(0), way.model, device)
+        measured.read = read.tokens
+        _forget(bench, [way.model])
+        try:
+            measured.flops = flops(way.ready(0))  # apart: its counter holds on to what checkpointing computes again
+        except torch.OutOfMemoryError:  # so it needs more, as layers that are not compiled do; a smaller batch tells
+            measured.flops = round(known.get(way.name, 0.0) * measured.read)
         known[way.name] = measured.flops / measured.read
     except torch.OutOfMemoryError:
         measured.lost = "out of memory"
