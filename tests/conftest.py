@@ -29,6 +29,15 @@ class Given:
         return self.raw
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint of every family, by its name."""
+    import families  # brings torch and transformers, which most tests do without
+
+    root = tmp_path_factory.mktemp("families")
+    return {family: families.build(family, root / family) for family in families.FAMILIES}
+
+
 def write_pictures(folder: Path, names: Sequence[str]) -> None:
     """Pictures of noise, each unlike the others and none of them square."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -184,3 +186,19 @@ def build(family: str, folder: Path) -> Path:
     if processor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": processor, **settings}))
     return folder
+
+
+@dataclass
+class Shelf:
+    """A catalogue in memory."""
+
+    titles: list[str]
+    pictures: list[np.ndarray | None]
+
+
+@torch.no_grad()
+def wake(module: torch.nn.Module, std: float = 1.0) -> None:
+    """Fresh adapters change nothing: draw what keeps them silent, so that a mistake in them shows."""
+    for name, parameter in module.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(std=std)

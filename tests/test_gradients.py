@@ -142,10 +142,7 @@ def ready(
     if config.training.gradient_checkpointing:
         encoder.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
+    families.wake(encoder, std=0.1)
     objective = build_objective(config)
     samples = Samples(split, config.training, config.seed)
     return Alignment(config, split, encoder.train(), objective, samples), encoder, objective, samples

@@ -285,10 +285,7 @@ def test_in_training_a_vector_is_the_same_with_a_gradient_and_without(tiny_datas
     """What GradCache rests on, LoRA's dropout included. Rows that begin alike must not share it."""
     encoder = build_encoder(make_config(tiny_dataset, llava))
     encoder.add_lora(LoraSettings(rank=4), seed=7)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_()
+    families.wake(encoder)
     encoder.train()
     prompts = encoder.prompts(tiny_dataset, [[item] for item in range(24)])
     seen: list[torch.Tensor] = []

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 import torch
 from conftest import tiny_tables, write_pictures
-from families import build
-from test_encoder import Shelf, shelf
+from families import Shelf, build
+from test_encoder import shelf
 from test_seqrec import SMALL
 from tiny_job import make_config, raw_config
 from torch.nn.functional import normalize

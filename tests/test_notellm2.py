@@ -4,7 +4,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,6 @@ from vlm2rec.training.loop import State, Step
 
 EYES = [family for family in families.FAMILIES if family != "qwen2"]
 METHOD = {"neighbours": 2, "batch_pairs": 8, "epochs": 2, "lr": 1e-2, "out_dim": 8}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    return {family: families.build(family, root / family) for family in families.FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -246,21 +239,17 @@ def test_the_reduction_never_widens(out_dim: int, width: int) -> None:
 # What each state has seen
 
 
-@dataclass
-class Shelf:
-    titles: list[str]
-    pictures: list[np.ndarray | None]
-
-
-def shelf() -> Shelf:
+def shelf() -> families.Shelf:
     rng = np.random.default_rng(0)
     pictures: list[np.ndarray | None] = [rng.integers(0, 255, (56, 56, 3), dtype=np.uint8) for _ in range(4)]
-    return Shelf(
+    return families.Shelf(
         ["a red lamp", "a blue mug", "a shirt whose name is long enough to be cut", "", "tea"], [*pictures, None]
     )
 
 
-def embedder(folder: Path, catalogue: Shelf | Dataset, batch_tokens: int = 8192, chat: bool = True) -> RecordEmbedder:
+def embedder(
+    folder: Path, catalogue: families.Shelf | Dataset, batch_tokens: int = 8192, chat: bool = True
+) -> RecordEmbedder:
     encoder = Encoder.build(BackboneConfig(path=str(folder)), PromptConfig(chat=chat), batch_tokens)
     return RecordEmbedder(encoder, catalogue, 8, seed=0).eval()
 
@@ -394,7 +383,7 @@ def test_the_loss_falls_well_below_that_of_equal_vectors(llava: Path) -> None:
     titles = [f"{size} {word}" for word in words for size in ("small", "large")]
     pictures: list[np.ndarray | None] = [np.broadcast_to(colours[item // 2], (56, 56, 3)) for item in range(12)]
     batches = PairBatches(np.arange(12).reshape(6, 2), 12, 6, seed=0)
-    model, objective = embedder(llava, Shelf(titles, pictures)), PairLoss(3.0, 1.0)
+    model, objective = embedder(llava, families.Shelf(titles, pictures)), PairLoss(3.0, 1.0)
     model.encoder.add_lora(LoraSettings(rank=4, dropout=0.0), seed=0)
     step = training_step(batches, model.train(), objective, None)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad] + [objective.scale], lr=1e-2)

@@ -45,22 +45,13 @@ def shelf() -> SimpleNamespace:
     return SimpleNamespace(titles=titles, pictures=[*pictures, None])
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    return {family: families.build(family, root / family) for family in families.FAMILIES}
-
-
 def build(folder: Path, batch_tokens: int = 8192, **prompt: object) -> Encoder:
     """With adapters that do something, and no dropout."""
     settings = BackboneConfig(path=str(folder))
     encoder = Encoder.build(settings, PromptConfig.model_validate(prompt), batch_tokens)
     encoder.add_lora(LoraSettings(rank=4), seed=1)
     torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
+    families.wake(encoder, std=0.1)
     return encoder.eval()
 
 

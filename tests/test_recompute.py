@@ -28,10 +28,7 @@ def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         encoder = Encoder.build(BackboneConfig(path=str(folder)), PromptConfig(modalities="text"))
         encoder.add_lora(LoraSettings(rank=2, dropout=0.3), seed=0)
         torch.manual_seed(0)
-        with torch.no_grad():
-            for name, parameter in encoder.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.1)
+        families.wake(encoder, std=0.1)
         return encoder.train()
 
     return made

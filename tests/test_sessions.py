@@ -1,6 +1,5 @@
 """Users encoded event by event have the vectors of their histories encoded anew."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import families
@@ -18,24 +17,12 @@ from vlm2rec.sessions import Sessions
 HISTORY = [0, 4, 3, 1, 5, 0, 2]  # one item without a title, one without a picture, one twice
 
 
-@dataclass
-class Shelf:
-    titles: list[str]
-    pictures: list[np.ndarray | None]
-
-
-def shelf() -> Shelf:
+def shelf() -> families.Shelf:
     """Pictures of two shapes: on a grid they take different room."""
     rng = np.random.default_rng(0)
     sizes = [(56, 56), (56, 84), (84, 56), (56, 56), (56, 112)]
     pictures: list[np.ndarray | None] = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in sizes]
-    return Shelf(["a red lamp", "a blue mug", "a long shirt", "", "tea", "no picture"], [*pictures, None])
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    return {family: families.build(family, root / family) for family in families.FAMILIES}
+    return families.Shelf(["a red lamp", "a blue mug", "a long shirt", "", "tea", "no picture"], [*pictures, None])
 
 
 def build(folder: Path, cache: bool = True, batch_tokens: int = 8192, **prompt: object) -> Encoder:

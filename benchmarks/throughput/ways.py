@@ -151,11 +151,11 @@ def share(own: nn.Module, other: nn.Module) -> None:
     train(other)
 
 
-def train(model: nn.Module) -> None:
+def train(model: PreTrainedModel) -> None:
     """Training mode, but for the towers, which stay as they are."""
     model.train()
-    for name, child in model.named_children():
-        if name not in ("language_model", "text_model"):
+    for child in model.children():
+        if child is not model.get_decoder():
             child.eval()
 
 

@@ -28,7 +28,7 @@ _READ_NO_PROMPT = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "hybr
 _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are still seeds of one method
     {"seed", "preset", "training.micro_batch", "training.gradient_checkpointing", "training.checkpoint_every"}
     | {"evaluation.batch_tokens", "backbone.cache_vision", "monitor.probes", "monitor.users", "monitor.gradients"}
-    | {"evaluation.missing"}
+    | {"backbone.compile", "backbone.sharded", "evaluation.missing"}
 )
 
 

@@ -255,8 +255,8 @@ def decoder(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.ModuleLis
     ]
     if not found:
         raise InputError(
-            f"{type(model).__name__}: its decoder layers cannot be told apart, which backbone.compile and"
-            " backbone.sharded need; leave them out"
+            f"{type(model).__name__}: its decoder layers cannot be told apart, which backbone.compile,"
+            " backbone.sharded and training.gradient_checkpointing=mlp need; leave them out"
         )
     name, layers = next((pair for pair in found if language_path(f"{pair[0]}.")), found[0])
     return model.get_submodule(name.rpartition(".")[0]), layers

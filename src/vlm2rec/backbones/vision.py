@@ -17,7 +17,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlm2rec.errors import InputError
 
-_LANGUAGE = ("language_model", "text_model")
 _INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
 # Processors that cut a picture into tiles are told not to: ten pictures must fit a context.
 _TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
@@ -90,7 +89,8 @@ class VisionTower:
         """Visual tokens of prepared pictures, in the model's dtype on the model's device."""
         given = {name: value.to(self.model.device, non_blocking=True) for name, value in pixels.inputs.items()}
         # Frozen: dropout would leave what is kept to chance. The language model's hundreds of modules are left alone.
-        eyes = [part for name, part in self.model.named_children() if part.training and name not in _LANGUAGE]
+        language = self.model.get_decoder()
+        eyes = [part for part in self.model.children() if part.training and part is not language]
         for part in eyes:
             part.eval()
         outputs = self.model.get_image_features(**given)

@@ -8,6 +8,7 @@ reported to the caller and never fatal.
 import io
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -38,7 +39,23 @@ Pixels = NDArray[np.uint8]
 Pictures = Path | Callable[[str], Image.Image] | None
 
 
-class PictureStore(Sequence[Pixels | None]):
+class _Album(Sequence[Pixels | None]):
+    """Pictures by number, and slices of them; whoever inherits says what one of them is."""
+
+    @overload
+    def __getitem__(self, index: int) -> Pixels | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Pixels | None]: ...
+    def __getitem__(self, index: int | slice) -> Pixels | list[Pixels | None] | None:
+        if isinstance(index, slice):
+            return [self._picture(i) for i in range(*index.indices(len(self)))]
+        return self._picture(index)
+
+    @abstractmethod
+    def _picture(self, index: int) -> Pixels | None: ...
+
+
+class PictureStore(_Album):
     """The packed pictures of a data set, in item order.
 
     `store[i]` is a read-only `(H, W, 3)` uint8 array, or None where item i has no picture. Nothing is read before
@@ -63,20 +80,14 @@ class PictureStore(Sequence[Pixels | None]):
     def __len__(self) -> int:
         return len(self._offset)
 
-    @overload
-    def __getitem__(self, index: int) -> Pixels | None: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pixels | None]: ...
-    def __getitem__(self, index: int | slice) -> Pixels | list[Pixels | None] | None:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _picture(self, index: int) -> Pixels | None:
         height, width, offset = self._height[index], self._width[index], self._offset[index]
         if height == 0:
             return None
         return np.asarray(self._bytes[offset : offset + height * width * 3]).reshape(height, width, 3)
 
 
-class PictureFiles(Sequence[Pixels | None]):
+class PictureFiles(_Album):
     """Pictures decoded whenever they are asked for: those of new items, which are looked at once.
 
     `files[i]` is a `(H, W, 3)` uint8 array made to fit `size` as `prepare` does, or None where item i has no picture
@@ -89,13 +100,7 @@ class PictureFiles(Sequence[Pixels | None]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> Pixels | None: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Pixels | None]: ...
-    def __getitem__(self, index: int | slice) -> Pixels | list[Pixels | None] | None:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _picture(self, index: int) -> Pixels | None:
         name = self._names[index]
         path = _file(self._folder, name) if name is not None else None
         found = _decode_file(path, self._size, self._fit) if path is not None else None

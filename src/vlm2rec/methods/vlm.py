@@ -85,7 +85,7 @@ class VLM(Embedder):
             backbone,
             self.split.dataset.fingerprint,
             config.data.max_history,
-            config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision", "sharded"}),
+            config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision", "compile", "sharded"}),
             config.prompt.model_dump(mode="json"),
             config.evaluation.model_dump(mode="json", include={"users", "candidate_seed"}),
         ]
