@@ -61,7 +61,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, help="write the dearest operations of a step of each way to this file")
     parser.add_argument("--tiny", action="store_true", help="a preset's family, narrow: to try this script")
     parser.add_argument("--count", action="store_true", help="true size without a GPU: operations and memory")
-    parser.add_argument("--mlp", action="store_true", help="with --count: ours recomputes feed-forward parts")
+    parser.add_argument("--mlp", action="store_true", help="ours computes feed-forward parts again: less memory")
+    parser.add_argument("--compile", action="store_true", help="ours has its layers compiled")
     parser.add_argument("--tflops", type=float, default=800, help="with --count: of the machine to plan for")
     parser.add_argument("--bandwidth", type=float, default=3.35e12, help="with --count: its bytes a second")
     return parser.parse_args()
@@ -84,9 +85,7 @@ def run(given: argparse.Namespace, folder: Path) -> None:
     began = time.monotonic()
     asked = ready(given, folder)
     if given.count:
-        counting.report(
-            asked, PRESETS[given.backbone], given.batch, given.targets, given.tflops, given.bandwidth, given.mlp
-        )
+        counting.report(asked, PRESETS[given.backbone], given.batch, given.targets, given.tflops, given.bandwidth)
         return
     library = sentences.find()
     if library is None:
@@ -147,7 +146,7 @@ def ready(given: argparse.Namespace, folder: Path) -> Asked:
         tiny = given.tiny or given.count
         texts = Dataset.load(data).titles
         backbone = str(preset.write(folder / (given.backbone + "-tiny" * tiny), texts, tiny))
-    return Asked(data, backbone, given.method, history)
+    return Asked(data, backbone, given.method, history, given.compile and not given.count, given.mlp)
 
 
 def describe(bench: Bench, own: Ours) -> str:

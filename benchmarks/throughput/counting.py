@@ -47,15 +47,10 @@ class Count:
 
 
 def report(
-    asked: Asked, preset: Preset, batches: list[int], targets: int | None, tflops: float, bandwidth: float, mlp: bool
+    asked: Asked, preset: Preset, batches: list[int], targets: int | None, tflops: float, bandwidth: float
 ) -> None:
-    """Count every batch size and print the table; `asked.backbone` is the preset made narrow.
-
-    `mlp`: ours with `training.gradient_checkpointing="mlp"`.
-    """
+    """Count every batch size and print the table; `asked.backbone` is the preset made narrow."""
     plan = Plan(asked, preset)
-    if mlp:
-        recompute(plan.bench.encoder.backbone, "mlp")
     for tower, counts in plan.bench.encoder.towers().items():
         print(f"{tower:12}{counts['all']:16,} parameters, {counts['trainable']:,} of them trained")
     print(f"floors: {tflops:g} TFLOP/s and {bandwidth / 1e12:g} TB/s; at half of it, twice the time")
@@ -95,7 +90,9 @@ class Plan:
         for own, other in zip(_configs(model), _configs(narrow), strict=True):
             own._attn_implementation = other._attn_implementation
         _swap(encoder, model)
-        encoder.add_lora(self.bench.config(8).backbone.lora, seed=0)
+        config = self.bench.config(8)
+        encoder.add_lora(config.backbone.lora, seed=0)
+        recompute(encoder.backbone, config.training.gradient_checkpointing)
         self._fake(model)
         train(model)
         self._stock: PreTrainedModel | None = None

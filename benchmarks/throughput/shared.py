@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig
 
 from vlm2rec.backbones.packing import Prompt
+from vlm2rec.backbones.recompute import recompute
 from vlm2rec.config import Config, parse_config
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
@@ -20,15 +21,22 @@ from vlm2rec.training.batches import Batch, Samples
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured: prepared data, backbone folder or name, method, items of a history."""
+    """What is measured: prepared data, backbone folder or name, method, items of a history; and how ours runs.
+
+    `compile`: layers through torch.compile. `mlp`: feed-forward parts computed again for the backward pass.
+    """
 
     data: Path
     backbone: str
     method: str
     history: int
+    compile: bool = False
+    mlp: bool = False
 
     def config(self, batch: int, branched: bool = False, dtype: str = "auto", dropout: float = 0.2) -> Config:
         training: dict[str, Any] = {"batch_size": batch, "samples": "last"}
+        training["gradient_checkpointing"] = "mlp" if self.mlp else False
+        backbone = {"path": self.backbone, "dtype": dtype, "compile": self.compile, "lora": {"dropout": dropout}}
         if branched:
             training |= {"samples": "all", "prefixes": "branched"}
         return parse_config(
@@ -36,7 +44,7 @@ class Asked:
                 "preset": "small",
                 "data": {"path": str(self.data), "max_history": self.history},
                 "method": {"kind": self.method},
-                "backbone": {"path": self.backbone, "dtype": dtype, "lora": {"dropout": dropout}},
+                "backbone": backbone,
                 "training": training,
             }
         )
@@ -52,6 +60,7 @@ class Bench:
         self.encoder: Encoder = build_encoder(config)
         self.objective = build_objective(config).to(self.encoder.device)
         self.encoder.add_lora(config.backbone.lora, seed=0)
+        recompute(self.encoder.backbone, config.training.gradient_checkpointing)
         wake(self.encoder)
         self.encoder.train()
 

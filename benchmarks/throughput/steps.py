@@ -131,7 +131,7 @@ def _first(bench: Bench, way: Way, known: dict[str, float]) -> Measured:
     measured = Measured(way.name, len(batch.histories), sum(group.tokens for group in bench.groups(batch)))
     read = Read(way.model)
     try:
-        if isinstance(way, Ours) and device.type == "cuda":  # layers are compiled; in two steps, for all lengths
+        if isinstance(way, Ours) and bench.asked.compile:  # in two steps, for all lengths
             for number in (1, 2):
                 way.ready(number)()
                 _forget(bench, [way.model])
