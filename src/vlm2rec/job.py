@@ -171,7 +171,7 @@ class Job:
             "data": {
                 "users": self.split.n_users,
                 "items": self.split.n_items,
-                "interactions": self.dataset.interactions.height,
+                "interactions": self.dataset.n_interactions,
                 "evaluated_users": len(self.users),
             },
         }

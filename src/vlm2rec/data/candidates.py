@@ -31,7 +31,7 @@ def draw_candidates(split: Split, users: NDArray[np.integer], which: Which, kind
     """
     weight = np.ones(split.n_items, np.int64) if kind == "sampled" else split.popularity
     bounds = np.cumsum(weight)
-    base = blake2b(f"{split.dataset.fingerprint}\0{seed}\0{which}\0{kind}\0".encode(), digest_size=16)
+    base = blake2b(f"{split.fingerprint}\0{seed}\0{which}\0{kind}\0".encode(), digest_size=16)
     drawn = np.full((len(users), CANDIDATES), -1, np.int32)
     for start in range(0, len(users), _USERS):
         block = [int(user) for user in users[start : start + _USERS]]

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, overload
@@ -65,23 +66,27 @@ class PictureStore(_Album):
     def __init__(self, folder: Path) -> None:
         """Open the pictures in `folder`. Raises InputError if the files are missing or do not fit each other."""
         index = read_index(folder)
-        self._offset: list[int] = index["offset"].to_list()
-        self._height: list[int] = index["height"].to_list()
-        self._width: list[int] = index["width"].to_list()
-        self.digests: list[str | None] = index["digest"].to_list()
-        """Hash of each picture as it came from its source; None: no picture."""
+        self._offset, self._height, self._width = (
+            index[name].to_numpy().astype(np.int64) for name in ("offset", "height", "width")
+        )
+        self._digests = index["digest"]
         pack = folder / PACK
-        expected = sum(h * w * 3 for h, w in zip(self._height, self._width, strict=True))
+        expected = int((self._height * self._width).sum()) * 3
         if not pack.is_file() or pack.stat().st_size != expected:
             raise InputError(f"{pack}: missing or cut short; prepare the data set again")
         # An empty file cannot be mapped.
         self._bytes: Pixels = np.memmap(pack, dtype=np.uint8, mode="r") if expected else np.empty(0, np.uint8)
 
+    @cached_property
+    def digests(self) -> list[str | None]:
+        """Hash of each picture as it came from its source; None: no picture."""
+        return self._digests.to_list()
+
     def __len__(self) -> int:
         return len(self._offset)
 
     def _picture(self, index: int) -> Pixels | None:
-        height, width, offset = self._height[index], self._width[index], self._offset[index]
+        height, width, offset = int(self._height[index]), int(self._width[index]), int(self._offset[index])
         if height == 0:
             return None
         return np.asarray(self._bytes[offset : offset + height * width * 3]).reshape(height, width, 3)

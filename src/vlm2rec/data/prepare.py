@@ -21,8 +21,20 @@ from numpy.typing import NDArray
 
 from vlm2rec import __version__
 from vlm2rec.data import images
-from vlm2rec.data.dataset import DROPPED, FORMAT, INTERACTIONS, ITEMS, MANIFEST, Dataset, fingerprint, read_manifest
+from vlm2rec.data.dataset import (
+    DROPPED,
+    FORMAT,
+    INTERACTIONS,
+    ITEMS,
+    MANIFEST,
+    SEQUENCES,
+    USERS,
+    Dataset,
+    fingerprint,
+    read_manifest,
+)
 from vlm2rec.data.images import FITS, Fit
+from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.sources import RawData, Source
 from vlm2rec.data.tables import MIN_EVENTS, Core, clean_interactions, clean_items, core
 from vlm2rec.errors import InputError
@@ -235,7 +247,12 @@ def _write(folder: Path, raw: RawData, tables: _Tables, options: dict[str, Any],
     interactions.write_parquet(folder / INTERACTIONS)
     dropped = _dropped(tables, kept, options)
     dropped.write_parquet(folder / DROPPED)
-    digests = images.read_index(folder)["digest"].to_list()
+    users = interactions["user_id"].rle().struct.unnest()
+    users.select(user_id="value", events="len").write_parquet(folder / USERS)
+    events = tables.item[kept.events].astype(np.int64)
+    numbers = (np.cumsum(kept.items) - 1)[events].astype(np.int32)
+    np.save(folder / SEQUENCES, numbers)
+    digests = images.read_index(folder)["digest"]
     counts: dict[str, dict[str, int]] = {"item": {}, "user": {}, "picture": {}}
     for kind, reason, count in dropped.group_by("kind", "reason", maintain_order=True).len().iter_rows():
         counts[kind][reason] = count
@@ -243,7 +260,14 @@ def _write(folder: Path, raw: RawData, tables: _Tables, options: dict[str, Any],
         "kind": "dataset",
         "format": FORMAT,
         "name": raw.name,
-        "fingerprint": fingerprint(items, interactions, digests, {"picture_size": size, "picture_fit": fit}),
+        "fingerprint": fingerprint(
+            items["item_id"],
+            items["title"],
+            digests,
+            users["value"],
+            Ragged.end_to_end(numbers, users["len"].to_numpy().astype(np.int64)),
+            {"picture_size": size, "picture_fit": fit},
+        ),
         "counts": _counts(int(kept.users.sum()), items, interactions),
         "raw": _counts(n_users, tables.items, tables.interactions),
         "dropped": counts,

@@ -27,9 +27,14 @@ class Split:
             raise ValueError(f"max_history = {max_history}; a history has at least one event")
         self.dataset = dataset
         self.max_history = max_history
-        self.train: list[NDArray[np.int32]] = [events[:-2] for events in dataset.sequences]
-        counts = np.bincount(np.concatenate(self.train), minlength=self.n_items)
+        self.train = dataset.sequences.heads(dataset.sequences.lengths - 2)
+        counts = np.bincount(self.train.flat(), minlength=self.n_items)
         self.popularity: NDArray[np.int64] = counts.astype(np.int64)
+
+    @property
+    def fingerprint(self) -> str:
+        """What candidates and runs are tied to: of the data, where the split is leave-one-out."""
+        return self.dataset.fingerprint
 
     @property
     def n_users(self) -> int:
@@ -39,7 +44,7 @@ class Split:
     @property
     def n_items(self) -> int:
         """Items in the catalogue."""
-        return len(self.dataset.item_ids)
+        return self.dataset.n_items
 
     def past(self, user: int, which: Which) -> NDArray[np.int32]:
         """All item indices before the target, oldest first."""

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import MANIFEST, Dataset
+from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.sources.local import read_table
 from vlm2rec.data.splits import Split
 from vlm2rec.data.tables import clean_events
@@ -35,8 +36,13 @@ class Log:
 
     item_ids: list[str]
     user_ids: list[str]
-    sequences: list[NDArray[np.int32]]
+    sequences: Ragged
     fingerprint: str
+
+    @property
+    def n_items(self) -> int:
+        """How many items there are."""
+        return len(self.item_ids)
 
 
 def diagnose_files(
@@ -227,7 +233,7 @@ def _read_log(path: Path, notes: list[str]) -> Log:
     items = table["item_id"].unique(maintain_order=True)
     place = table["item_id"].cast(pl.Enum(items)).to_physical().cast(pl.Int32)
     users = table.select("user_id", place.alias("item")).group_by("user_id", maintain_order=True).agg("item")
-    events = [row.to_numpy() for row in users["item"]]
+    events = Ragged.of([row.to_numpy() for row in users["item"]])
     return Log(items.to_list(), users["user_id"].to_list(), events, "")
 
 
@@ -259,7 +265,7 @@ def _restricted(log: Log, ids: Sequence[str], path: Path, notes: list[str]) -> L
     for part in (*ids, "", *users):
         digest.update(f"{part}\n".encode())
     digest.update(np.concatenate(kept).astype("<i4").tobytes())
-    return Log(list(ids), users, kept, digest.hexdigest())
+    return Log(list(ids), users, Ragged.of(kept), digest.hexdigest())
 
 
 def _note(notes: list[str], count: int, what: str) -> None:

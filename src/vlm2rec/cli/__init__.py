@@ -8,14 +8,15 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vlm2rec import __version__
+from vlm2rec.cli import data, experiment
+from vlm2rec.cli.words import lines
 from vlm2rec.errors import InputError
 from vlm2rec.process import rank, settle, world
 
@@ -28,10 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
-app.add_typer(data, name="data")
-experiment = typer.Typer(help="The paper's tables and figures on any data set.", no_args_is_help=True)
-app.add_typer(experiment, name="experiment")
+app.add_typer(data.app, name="data")
+app.add_typer(experiment.app, name="experiment")
 
 _SHARED = ("run", "train", "encode", "evaluate")
 """Verbs that several processes can be started for."""
@@ -91,63 +90,6 @@ def demo(
     print(run_demo(out, seed))
 
 
-@data.command()
-def prepare(
-    source: Annotated[Literal["local", "shop"], typer.Argument(help="local: tables and pictures in a folder.")],
-    path: Annotated[Path | None, typer.Argument(help="Folder of the raw data (not for shop).")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = ...,  # type: ignore[assignment]
-    require: Annotated[
-        str, typer.Option(help="What an item must have: title,image, title, image, or any (either).")
-    ] = "title,image",
-    k_core: Annotated[int, typer.Option(min=0, help="Events that every user and item must have.")] = 5,
-    picture_size: Annotated[int, typer.Option(min=16, help="Stored pictures fit this side, in pixels.")] = 224,
-    picture_fit: Annotated[
-        Literal["squash", "letterbox", "aspect"], typer.Option(help="How a picture meets that size.")
-    ] = "squash",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shop.")] = 0,
-) -> None:
-    """Raw tables and pictures to a data set: clean, drop what lacks parts, k-core, pack the pictures."""
-    from vlm2rec.data.prepare import picture_bar
-    from vlm2rec.data.prepare import prepare as prepare_data
-    from vlm2rec.data.sources import Source
-    from vlm2rec.data.sources.local import Local
-    from vlm2rec.data.sources.shop import ShopWorld
-
-    chosen: Source
-    if source == "shop":
-        chosen = ShopWorld(seed=seed)
-    elif path is None:
-        raise InputError(f"data prepare {source}: give the folder that holds the raw data")
-    else:
-        chosen = Local(path)
-    with picture_bar() as progress:
-        made = prepare_data(
-            chosen,
-            out,
-            require=tuple(part.strip() for part in require.split(",") if part.strip()),
-            k_core=k_core,
-            picture_size=picture_size,
-            picture_fit=picture_fit,
-            progress=progress,
-            notice=lambda line: print(line, file=sys.stderr),
-        )
-    print(f"{len(made.user_ids):,} users, {len(made.item_ids):,} items, {made.interactions.height:,} interactions")
-    print(out)
-
-
-@data.command()
-def describe(
-    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Counts, lengths, ties, popularity, titles and pictures that are missing, broken or double."""
-    from vlm2rec.data.dataset import Dataset
-    from vlm2rec.data.describe import describe as describe_data
-
-    found = describe_data(Dataset.load(folder))
-    print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
-
-
 @app.command()
 def backbone(
     kind: Annotated[
@@ -186,7 +128,7 @@ def backbone(
         hidden = [] if leave_out is None else Dataset.load(leave_out).item_ids
         found = align_projector(out, Dataset.load(align), out, steps=steps, leave_out=hidden)
         print("cross-entropy on held-out items, nats a token")
-        print("\n".join(_lines(found["cross_entropy"])))
+        print("\n".join(lines(found["cross_entropy"])))
     print(out)
 
 
@@ -321,82 +263,6 @@ def compare(
         print(out)
 
 
-@experiment.command("list")
-def list_experiments() -> None:
-    """The tables and figures there are, and their rows."""
-    from vlm2rec.experiments.paper import ALL, EXPERIMENTS
-
-    for name, each in EXPERIMENTS.items():
-        rows = ", ".join(row.name for row in each.rows) or "none; it is about data sets"
-        print(f"{name}  {each.title}\n  rows: {rows}{', for every backbone of the file' if each.each else ''}")
-    print(f"all  {', '.join(ALL)}")
-
-
-@experiment.command("run")
-def run_experiment(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME... [CONFIG]",
-            help="Tables and figures, or all; `vlm2rec experiment list` names them. Then a run's TOML file, with"
-            " rows.NAME.section for single rows; without one, a built-in shop.",
-        ),
-    ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value for all rows, rows.NAME.section.key for some.")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between; by default 0,1,2,3,4.")] = "",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, 500 users, few steps: a look, not a result.")
-    ] = False,
-    only: Annotated[str, typer.Option(help="Rows to run, with commas between.")] = "",
-    without: Annotated[str, typer.Option(help="Rows to leave out, with commas between.")] = "",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of runs and pages, shared by all; by default experiments/<config>.")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one a GPU.")] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print the runs, their memory and about how long they take; run nothing.")
-    ] = False,
-) -> None:
-    """Make tables and figures: Markdown, LaTeX, CSV, pictures. Run again to continue; nothing is done twice."""
-    from vlm2rec.experiments import runner
-
-    wanted = _listed(seeds)
-    if not all(seed.isdecimal() for seed in wanted):
-        raise InputError(f"--seeds {seeds}: give whole numbers with commas between, as in 0,1,2")
-    config = Path(names[-1]) if names[-1].endswith(".toml") or Path(names[-1]).is_file() else None
-    asked = names[:-1] if config else names
-    if not asked:
-        raise InputError(f"{names[0]}: name a table or figure before it; `vlm2rec experiment list` has them")
-    folder = out or Path("experiments") / ("shop" if config is None else config.stem)
-    order = runner.Asked(
-        asked,
-        config,
-        folder,
-        overrides=set_ or [],
-        seeds=[int(seed) for seed in wanted],
-        quick=quick,
-        only=_listed(only),
-        without=_listed(without),
-    )
-    if plan:
-        print(runner.plan_experiments(order, jobs))
-    else:
-        print("\n".join(map(str, runner.run_experiments(order, jobs))))
-
-
-@experiment.command("show")
-def show_experiment(
-    name: Annotated[str, typer.Argument(help="A table or figure.")],
-    out: Annotated[Path, typer.Option(help="The folder that `experiment run` wrote.")] = Path("experiments/shop"),
-) -> None:
-    """The page as far as `experiment run` came; its files are written anew."""
-    from vlm2rec.experiments.runner import show_experiment as show_page
-
-    print(show_page(name, out))
-
-
 @app.command()
 def report(
     runs: RunFolders,
@@ -452,23 +318,6 @@ def _made(run_folder: Path, name: str) -> Path:
     return run_folder / name if (run_folder / name).exists() else run_folder
 
 
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """A nested mapping as indented lines."""
-    for name, value in values.items():
-        label = f"{indent}{name.replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            yield label
-            yield from _lines(value, indent + "  ")
-        elif isinstance(value, float):
-            yield f"{label:<34}{value:,.4g}"
-        else:
-            yield f"{label:<34}{value:,}" if isinstance(value, int) else f"{label:<34}{value}"
-
-
 def _fail(message: str) -> None:
     """End with a message and status 2. Of several processes, the first that fails has the word."""
     if _first_to_fail():
@@ -491,7 +340,3 @@ def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-if __name__ == "__main__":
-    main()
