@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.splits import Split
 from vlm2rec.progress import progress
 from vlm2rec.tasks import Cosine, item_blocks, rank_users, user_blocks
@@ -92,8 +93,10 @@ def drawn(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
 
 def bought(rng: np.random.Generator, users: int, items: int) -> Split:
     """Histories of 4 to 12 events and their targets, without a data set on disk."""
-    sequences = [rng.integers(items, size=events, dtype=np.int32) for events in rng.integers(5, 14, users)]
-    dataset: Any = SimpleNamespace(sequences=sequences, item_ids=range(items), user_ids=[str(k) for k in range(users)])
+    lengths = rng.integers(5, 14, users)
+    sequences = Ragged.end_to_end(rng.integers(items, size=lengths.sum(), dtype=np.int32), lengths)
+    names = [str(user) for user in range(users)]
+    dataset: Any = SimpleNamespace(sequences=sequences, n_items=items, user_ids=names, fingerprint="")
     return Split(dataset)
 
 

@@ -1,16 +1,17 @@
 """Batches: what is asked in training, and of whom. Held against loops over the rules."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from vlm2rec.config import TrainingConfig
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.data.splits import Split
+from vlm2rec.data.splits import Split, sample_users
 from vlm2rec.errors import InputError
-from vlm2rec.training.batches import Samples
+from vlm2rec.training import batches
+from vlm2rec.training.batches import Batch, Samples, shuffled, window_of, windows
 
 
 def samples(split: Split, seed: int = 0, **settings: object) -> Samples:
@@ -166,3 +167,107 @@ def test_few_shot_batches_hold_those_users_only(marked: Split) -> None:
     drawn = samples(marked, users=4, samples="all", batch_size=2)
     owners = {_owner(h) for k in range(drawn.steps_per_epoch * 3) for h in drawn.batch(k).histories}
     assert owners == set(drawn.users.tolist())
+
+
+def windows_by_a_loop(length: int, width: int) -> list[tuple[int, int, int]]:
+    """First item, first and last target of each window of a sequence."""
+    done = min(width, length - 1)
+    found = [(0, 1, done)]
+    while done < length - 1:
+        new = min(max(1, width // 2), length - 1 - done)
+        found.append((done + new - width, done + 1, done + new))
+        done += new
+    return found
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 10])
+def test_windows_by_a_loop(width: int) -> None:
+    for length in range(2, 40):
+        expected = windows_by_a_loop(length, width)
+        number = np.arange(int(window_of(np.array(length - 1), width)) + 1)
+        assert (
+            list(zip(*(part.tolist() for part in windows(np.array(length - 1), width, number)), strict=True))
+            == expected
+        )
+        of = [k for k, (_, earliest, last) in enumerate(expected) for _ in range(earliest, last + 1)]
+        assert window_of(np.arange(1, length), width).tolist() == of
+
+
+def epoch_by_loops(split: Split, settings: TrainingConfig, seed: int, epoch: int) -> np.ndarray:
+    """User, first item of the history and position of all samples of an epoch in their order, `(n, 3)`."""
+    able = np.array([user for user in range(split.n_users) if len(split.train[user]) >= 2])
+    users = able[sample_users(len(able), settings.users, seed, "training")]
+    rng, width, branched = np.random.default_rng([seed, epoch]), split.max_history, settings.prefixes == "branched"
+    rows = []
+    for user in users.tolist():
+        length = len(split.train[user])
+        most = settings.samples_per_user or length
+        if settings.samples == "last":
+            positions = np.array([length - 1])
+        elif most >= length - 1:
+            positions = np.arange(1, length)
+        else:
+            positions = 1 + rng.choice(length - 1, size=most, replace=False)
+        for p in positions.tolist():
+            within = [first for first, earliest, last in windows_by_a_loop(length, width) if earliest <= p <= last]
+            rows.append((user, within[0] if branched else max(0, p - width), p))
+    table = np.array(rows)
+    if not branched:
+        return rng.permutation(table)
+    kinds, window = np.unique(table[:, :2], axis=0, return_inverse=True)
+    lot = rng.permutation(len(kinds))
+    return table[np.lexsort((table[:, 2], lot[window.reshape(-1)]))]
+
+
+def batches_by_loops(split: Split, settings: TrainingConfig, seed: int, epoch: int) -> Iterator[Batch]:
+    rows = epoch_by_loops(split, settings, seed, epoch)
+    for start in range(0, max(1, len(rows) - settings.batch_size + 1), settings.batch_size):
+        histories, targets, bought = [], [], []
+        for user, first, position in rows[start : start + settings.batch_size].tolist():
+            sequence = split.train[user].tolist()
+            histories.append(sequence[first:position])
+            targets.append(sequence[position])
+            bought.append(set(sequence))
+        distinct = list(dict.fromkeys(targets))
+        negatives = np.array([[item not in own for item in distinct] for own in bought])
+        yield Batch(histories, distinct, np.array([distinct.index(item) for item in targets]), negatives)
+
+
+@pytest.mark.parametrize("users", [None, 7])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"samples": "all"},
+        {"samples": "all", "samples_per_user": 3},
+        {"samples": "all", "prefixes": "branched"},
+        {"samples": "all", "prefixes": "branched", "samples_per_user": 3},
+    ],
+)
+def test_batches_by_loops(
+    marked: Split, settings: dict[str, object], width: int, users: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, in every batch of some epochs: results of earlier runs rest on them."""
+    monkeypatch.setattr(batches, "_AT_ONCE", 5)
+    split = Split(marked.dataset, width)
+    given = TrainingConfig.model_validate({"batch_size": 8, "users": users, **settings})
+    drawn = Samples(split, given, 3)
+    for epoch in (2, 0):
+        expected = list(batches_by_loops(split, given, 3, epoch))
+        assert len(expected) == drawn.steps_per_epoch
+        for place, wanted in enumerate(expected):
+            batch = drawn.batch(epoch * len(expected) + place)
+            assert (batch.histories, batch.targets) == (wanted.histories, wanted.targets)
+            np.testing.assert_array_equal(batch.positive, wanted.positive)
+            np.testing.assert_array_equal(batch.negatives, wanted.negatives)
+            assert batch.positive.dtype == np.int64 and batch.negatives.dtype == bool
+
+
+def test_four_bytes_a_number_are_shuffled_as_eight() -> None:
+    for count in (1, 2, 17, 70_000):
+        order = shuffled(count, np.random.default_rng([4, count]))
+        assert order.dtype == np.int32
+        np.testing.assert_array_equal(order, np.random.default_rng([4, count]).permutation(count))
+        rows = np.stack([np.arange(count)] * 3, axis=1)
+        np.testing.assert_array_equal(np.random.default_rng([4, count]).permutation(rows)[:, 1], order)

@@ -1,8 +1,11 @@
 import subprocess
 import sys
 import time
+import tracemalloc
+from hashlib import blake2b
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +66,83 @@ def test_each_of_the_five_arguments_matters(split: Split) -> None:
     draws.append(draw_candidates(split, users, "test", "sampled", 0))
     for one, two in permutations(draws, 2):
         assert (one == two).mean() < 0.1
+
+
+def number(key: int, place: int) -> float:
+    """One number of SplitMix64 in [0, 1), by whole numbers of any size."""
+    state = (key + 0x9E3779B97F4A7C15 * (place + 1)) % 2**64
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+    return ((state ^ state >> 31) >> 11) * 2.0**-53
+
+
+def by_loops(split: Split, user: int, which: str, kind: str, seed: int, draws: int = 256) -> list[int]:
+    """A user's candidates, item by item: draws with replacement first, then the rest in order of their bells."""
+    weights = [1] * split.n_items if kind == "sampled" else split.popularity.tolist()
+    bounds = np.cumsum(weights)
+    words = [split.fingerprint, seed, which, kind, split.dataset.user_ids[user]]
+    digest = blake2b("\0".join(map(str, words)).encode(), digest_size=16).digest()
+    keys = [int.from_bytes(half, "little") for half in (digest[:8], digest[8:])]
+    seen, found = set(split.seen(user).tolist()), []
+    for place in range(draws):
+        item = int(np.searchsorted(bounds, int(number(keys[0], place) * bounds[-1]), side="right"))
+        if item not in seen and item not in found and len(found) < 100:
+            found.append(item)
+    left = [item for item in range(split.n_items) if weights[item] and item not in seen and item not in found]
+    left.sort(key=lambda item: -np.log1p(-number(keys[1], item)) / weights[item])
+    found += left[: 100 - len(found)]
+    return found + [-1] * (100 - len(found))
+
+
+@pytest.mark.parametrize("kind", ["sampled", "matched"])
+def test_a_draw_by_loops(split: Split, kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = np.arange(0, 300, 9)
+    drawn = draw_candidates(split, users, "test", kind, 4)
+    assert drawn.tolist() == [by_loops(split, user, "test", kind, 4) for user in users.tolist()]
+    # Most of each row by ringing times, a few items at a time.
+    monkeypatch.setattr(candidates, "_DRAWS", 30)
+    monkeypatch.setattr(candidates, "_ITEMS", 37)
+    drawn = draw_candidates(split, users[:9], "test", kind, 4)
+    assert drawn.tolist() == [by_loops(split, user, "test", kind, 4, 30) for user in users[:9].tolist()]
+
+
+def stand_in(n_items: int, histories: list[np.ndarray], **more: object) -> Split:
+    made: object = SimpleNamespace(
+        n_items=n_items,
+        fingerprint="large",
+        seen=lambda user: np.unique(histories[user]),
+        dataset=SimpleNamespace(user_ids=[f"u{user}" for user in range(len(histories))]),
+        **more,
+    )
+    return made  # type: ignore[return-value]
+
+
+def test_millions_of_items() -> None:
+    """Users of a block times items are more than 32 bits hold, and what a user has must be passed over all the same."""
+    n = 3_000_000
+    rng = np.random.default_rng(0)
+    # All of the 60 items that are ever bought are in each history but for some ten, nearly all of the weight with them.
+    popularity = np.zeros(n, np.int64)
+    known = np.sort(rng.choice(n, 60, replace=False))
+    popularity[known] = rng.integers(1, 1000, 60)
+    histories = [rng.choice(known, 50, replace=False).astype(np.int32) for _ in range(1024)]
+    large = stand_in(n, histories, matched=lambda _: popularity)
+    users = np.arange(1024)
+    for user, own in zip(users, draw_candidates(large, users, "test", "matched", 0)[:, :11], strict=True):
+        assert sorted(own[:10]) == sorted(set(known) - set(histories[user])) and own[10] == -1
+
+
+def test_uniform_draws_do_nothing_for_each_item() -> None:
+    """Neither an array of a hundred million numbers, nor a look at how often they were bought."""
+    n = 1 << 27
+    large = stand_in(n, [np.array([5, n - 1, 7], np.int32)] * 2000)
+    tracemalloc.start()
+    drawn = draw_candidates(large, np.arange(2000), "test", "sampled", 0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < n / 2
+    assert drawn.min() >= 0 and drawn.max() > n - n // 1000
+    assert drawn.mean() == pytest.approx(n / 2, rel=0.01)
 
 
 def many(make, weights: list[int], n_users: int) -> Split:

@@ -1,14 +1,17 @@
 """Reading, checking and writing a configuration."""
 
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+import vlm2rec
 from vlm2rec.config import PRESETS, Config, config_toml, load_config, parse_config, parse_override
 from vlm2rec.config.methods import METHODS
+from vlm2rec.config.sections import SPLITS
 from vlm2rec.errors import InputError
 
 DATA = {"data": {"path": "somewhere"}}
@@ -160,6 +163,19 @@ def test_a_config_must_say_where_its_data_are(tmp_path: Path) -> None:
         ({"method": {"kind": "sft", "knd": 1}}, "unknown key method.knd", "did you mean method.kind?"),
         ({"method": {"kind": "sfft"}}, "unknown method.kind 'sfft'", "did you mean sft?"),
         ({"method": {"kind": "qqqqq"}}, "unknown method.kind 'qqqqq'", "known: vanilla, sft, vlm2rec, poprec"),
+        ({"data": {"splt": 1}}, "unknown key data.splt", "did you mean data.split?"),
+        ({"data": {"split": {"kind": "time", "targt": 1}}}, "unknown key data.split.targt", "mean data.split.target?"),
+        ({"data": {"path": "x", "split": {"kind": "tme"}}}, "unknown data.split.kind 'tme'", "did you mean time?"),
+        (
+            {"data": {"split": {"kind": "cold_items", "domain": 1}}},
+            "unknown key data.split.domain",
+            "known here: kind, v",
+        ),
+        (
+            {"data": {"path": "x", "split": {"test": 0.1}}},
+            "data.split.kind is missing",
+            "leave_one_out, time, cold_items",
+        ),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(raw: dict[str, Any], unknown: str, hint: str) -> None:
@@ -191,7 +207,13 @@ def test_a_key_named_like_a_method_is_still_unknown(kind: str) -> None:
         ({"preset": "large"}, "preset = 'large'"),
         ({"training": 3}, "training = 3"),
         ({"method": "sft"}, "method = 'sft'"),
-        ({"method": {}}, "method"),
+        ({"method": {}}, "method.kind is missing"),
+        ({"data": {"path": "x", "split": "time"}}, "data.split = 'time'"),
+        ({"data": {"path": "x", "split": {"kind": "time", "test": 0}}}, "data.split.test = 0"),
+        ({"data": {"path": "x", "split": {"kind": "time", "test": "soon"}}}, "data.split.test = 'soon': is no date"),
+        ({"data": {"path": "x", "split": {"kind": "time", "test": [1]}}}, "data.split.test = [1]"),
+        ({"data": {"path": "x", "split": {"kind": "time", "test": 0.6, "validation": 0.4}}}, "nothing to train on"),
+        ({"data": {"path": "x", "split": {"kind": "cold_items", "test": 0.5, "validation": 0.5}}}, "no item to train"),
         ({"prompt": {"opening": "two\nlines", "fusion": "a\nb"}}, "prompt.fusion"),
     ],
 )
@@ -225,6 +247,10 @@ def test_a_config_does_not_change() -> None:
         {"method": {"kind": "poprec"}, "training": {"users": 64, "lr": 3e-7, "micro_batch": 4}},
         {"prompt": {"opening": 'Quotes "and"\nlines, é\n', "closing": "\\ backslash"}},
         {"backbone": {"path": "a folder/b", "image_size": 224, "lora": {"dropout": 0.0}}, "evaluation": {"users": 5}},
+        {"data": {"path": "d", "split": {"kind": "leave_one_out", "domain": "books"}}},
+        {"data": {"path": "d", "split": {"kind": "time", "validation": 0.2, "test": date(2014, 5, 1)}}},
+        {"data": {"path": "d", "split": {"kind": "time", "validation": 1_400_000_000_000_000_001, "target": "first"}}},
+        {"data": {"path": "d", "split": {"kind": "cold_items", "items": "newest", "seed": 3}}},
     ],
 )
 def test_toml_round_trip(raw: dict[str, Any], tmp_path: Path) -> None:
@@ -232,6 +258,20 @@ def test_toml_round_trip(raw: dict[str, Any], tmp_path: Path) -> None:
     text = config_toml(config)
     assert load_config(write(tmp_path, text)) == config
     assert config_toml(load_config(tmp_path / "run.toml")) == text
+
+
+def test_the_template_is_the_defaults() -> None:
+    """Also where every line that it has commented out is taken in, but for those of other kinds of split."""
+    template = (Path(vlm2rec.__file__).parent / "template.toml").read_text(encoding="utf-8")
+    config = parse_config(tomllib.loads(template))
+    assert config.data.split == parse_config(DATA).data.split
+    lines = template[template.index("[data.split]") : template.index("[method]")].splitlines()[2:]
+    for kind, section in SPLITS.items():
+        told = [line.removeprefix("# ") for line in lines if line[2:].split(" =")[0] in section.model_fields]
+        given = tomllib.loads("\n".join(told))
+        assert set(given) == set(section.model_fields) - {"kind"}
+        if kind != "leave_one_out":  # whose domain has no default to show
+            assert section.model_validate(given) == section()
 
 
 def test_written_toml_does_not_lean_on_presets() -> None:

@@ -9,7 +9,8 @@ import pytest
 from vlm2rec.config import ItemKNN, PopRec, Random
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split, Which
-from vlm2rec.methods.counts import counting_scorer
+from vlm2rec.methods import counts
+from vlm2rec.methods.counts import Chance, counting_scorer
 from vlm2rec.metrics import METRICS, hit, ndcg
 from vlm2rec.tasks import CANDIDATE_SETS, metrics_of, rank_users
 
@@ -56,6 +57,52 @@ def test_neighbours_by_loops(split: Split, which: Which) -> None:
     np.testing.assert_allclose(scores, expected, atol=1e-12)
     assert expected.max() > 0.5
     assert (expected[:, ITEMS - 1] == 0).all(), "an item nobody trained on has no neighbours"
+
+
+@pytest.mark.parametrize(("pairs", "tile"), [(9, 2), (1 << 20, 1024)])
+@pytest.mark.parametrize("kept", [0, 1, 40, 1 << 20])
+def test_scores_are_the_same_whatever_is_kept(
+    split: Split, kept: int, pairs: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cosines at hand, some, or none; a few users and items at a time, or all together; asked for again."""
+    users = np.array([2, 0, 30, 11, 7])
+    expected = counting_scorer(ItemKNN(), split, users, "test", 0).scores(np.arange(5))
+    for name, number in (("_KEPT", kept), ("_PAIRS", pairs), ("_TILE", tile), ("_USERS", 7)):
+        monkeypatch.setattr(counts, name, number)
+    scorer = counting_scorer(ItemKNN(), split, users, "test", 0)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        rows, items = rng.permutation(5), rng.integers(0, ITEMS, (5, 8))
+        np.testing.assert_array_equal(scorer.among(rows, items), expected[rows[:, None], items])
+        start, stop = np.sort(rng.choice(ITEMS + 1, 2, replace=False))
+        np.testing.assert_array_equal(scorer.scores(rows, slice(start, stop)), expected[rows, start:stop])
+    np.testing.assert_array_equal(scorer.scores(np.arange(5)), expected)
+
+
+def test_what_is_kept_is_what_takes_most_work_for_its_size(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One user has one item in the history: an item has one cosine, and the more, the more it was bought with it."""
+    chosen = int(split.train[4][-1])
+    monkeypatch.setattr(Split, "history", lambda *_: np.array([chosen]))
+    monkeypatch.setattr(counts, "_KEPT", 3)
+    scorer = counting_scorer(ItemKNN(), split, np.array([4]), "test", 0)
+    with_it = Counter(item for own in split.train if chosen in own for item in set(own.tolist()))
+    best = [item for item, _ in sorted(with_it.items(), key=lambda entry: (-entry[1], entry[0]))[:3]]
+    assert isinstance(scorer, counts.Neighbours)
+    assert np.flatnonzero(scorer._keep & (scorer._most > 0)).tolist() == sorted(best)
+
+
+@pytest.mark.parametrize("n_items", [50, 3_000_000])
+def test_lots_of_some_items_are_those_of_all(n_items: int) -> None:
+    """Whether the numbers between are drawn or skipped."""
+    users, rng = np.array([5, 0, 7]), np.random.default_rng(2)
+    scorer = Chance(3, users, n_items)
+    rows = np.array([2, 1])
+    items = rng.integers(0, n_items, (2, 30))
+    items[:, 3:6] = [0, items[0, 0], n_items - 1]
+    found = scorer.among(rows, items)
+    for row, own, lots in zip(rows, items, found, strict=True):
+        everything = np.random.Generator(np.random.PCG64([3, int(users[row])])).random(n_items)
+        np.testing.assert_array_equal(lots, everything[own])
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.kind)

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,11 @@ from PIL import Image
 
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.describe import describe
+from vlm2rec.data.kcore import core
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.sources import RawData
 from vlm2rec.data.sources.local import Local
-from vlm2rec.data.tables import clean_title, core
+from vlm2rec.data.tables import clean_title, clean_titles
 from vlm2rec.errors import InputError
 
 
@@ -180,12 +180,16 @@ def test_times_may_be_text_fractions_or_dates(tmp_path: Path) -> None:
     [
         (shelf("a").drop("title"), events([("u", "a", 1)]), "items: has no column title"),
         (shelf("a"), events([("u", "a", 1)]).drop("timestamp"), "interactions: has no column timestamp"),
-        (shelf("a"), events([("u", "a", 1), ("u", "x", 2), ("u", "y", 3)]), "2 item ids are not in items, .*'x'"),
+        (
+            shelf("a"),
+            events([("u", "a", 1), ("u", "x", 2), ("u", "y", 3)]),
+            "nothing is left: 2 of 3 items .* 'x', here like 'a'",
+        ),
         (shelf("a", "a"), events([("u", "a", 1)]), "item_id 'a' is there more than once"),
-        (shelf("a"), events([("u", "a", 1), ("", "a", 2)]), "user_id is empty in row 2"),
-        (shelf("a"), events([("u", "a", 1.0), ("u", "a", float("nan"))]), "timestamp nan in row 2"),
-        (shelf("a"), events([("u", "a", "1"), ("u", "a", "May")]), "timestamp 'May' in row 2"),
-        (shelf("a"), events([("u", "a", None), ("u", "a", 2)]), "timestamp None in row 1"),
+        (shelf("a"), events([("u", "a", 1), ("", "a", 2)]), "1 of 2 lines .* line 2: user_id is empty: ''"),
+        (shelf("a"), events([("u", "a", 1.0), ("u", "a", float("nan"))]), "line 2: timestamp is no time: 'NaN'"),
+        (shelf("a"), events([("u", "a", "1"), ("u", "a", "May")]), "line 2: timestamp is no time: 'May'"),
+        (shelf("a"), events([("u", "a", None), ("u", "a", 2)]), "line 1: timestamp is no time: ''"),
         (shelf("a"), events([("u", "a", True)]), "timestamp holds Boolean"),
         (shelf("a"), events([(1.5, "a", 1)]), "user_id holds Float64"),
         (shelf("a"), events([("u", "a", 1)]), "nothing is left: no user keeps 3 events"),
@@ -224,7 +228,7 @@ def test_preparing_again_does_nothing(tiny_folder: Path, tmp_path: Path) -> None
     os.utime(tiny_folder / "images" / "i00.png", (1, 1))
     again = prepare(Local(tiny_folder), out, notice=said.append, progress=lambda *done: drawn.append(done))
     assert len(said) == 2
-    assert drawn[-1] == (24, 24)
+    assert ("pictures", 24, 24) in drawn
     assert again.fingerprint == first.fingerprint
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
@@ -272,16 +276,15 @@ def test_killed_at_any_time_leaves_no_half_data_set(tiny_folder: Path, tmp_path:
     program = (
         "import sys, time; from pathlib import Path; from vlm2rec.data.prepare import prepare\n"
         "from vlm2rec.data.sources.local import Local\n"
-        "def tell(done, total):\n"
-        "    print(done, flush=True); time.sleep(0.05)\n"
+        "def tell(stage, done, total):\n"
+        "    print(stage, done, flush=True); time.sleep(0.05)\n"
         "prepare(Local(Path(sys.argv[1])), Path(sys.argv[2]), progress=tell)"
     )
     out = tmp_path / "out"
     command = [sys.executable, "-c", program, str(tiny_folder), str(out)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        while process.stdout.readline().strip() != "12":
-            time.sleep(0)
+        assert "pictures 12\n" in iter(process.stdout.readline, "")
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
@@ -358,3 +361,30 @@ def test_movietweetings_has_the_stated_counts(shared_data: Path, tmp_path: Path)
     expected = dict(table.group_by("user_id", maintain_order=True).agg("item_id").iter_rows())
     for user, own in zip(dataset.user_ids, dataset.sequences, strict=True):
         assert [dataset.item_ids[item] for item in own] == expected[user]
+
+
+def test_tags_that_dress_a_text_are_taken_out_of_titles() -> None:
+    assert clean_title("<b>Soap</b>,<br/>5 &lt;i&gt;bars&lt;/i&gt; <font color='red'>NEW</font>") == "Soap , 5 bars NEW"
+    for title in ("I <3 you", "a < b and c > d", "<Untitled>", "bed <2>"):
+        assert clean_title(title) == title
+    rng = np.random.default_rng(0)
+    parts = [
+        "<b>",
+        "</p>",
+        "&amp;",
+        "&lt;br&gt;",
+        "\x1c",
+        "\u2003",
+        "\x85",
+        " ",
+        "a",
+        "<",
+        ">",
+        "3",
+        "&nbsp;",
+        "\n",
+        "é",
+    ]
+    titles = ["".join(parts[k] for k in rng.integers(0, len(parts), 8)) for _ in range(2000)] + [None]
+    expected = [clean_title(title or "") for title in titles]
+    assert clean_titles(pl.Series(titles)).to_list() == expected

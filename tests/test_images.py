@@ -1,12 +1,19 @@
+import io
+import pickle
 import threading
+import time
+import warnings
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vlm2rec.data import images as images_module
 from vlm2rec.data.ahead import ReadAhead
-from vlm2rec.data.images import FITS, PictureFiles, PictureStore, decode, find, fit_picture, keep, pack
+from vlm2rec.data.images import FITS, PictureFiles, PictureStore, decode, fit_picture, keep, pack, read_index
+from vlm2rec.data.picture_files import open_pictures
 from vlm2rec.errors import InputError
 
 
@@ -50,7 +57,7 @@ def test_orientation_in_exif_is_honoured(turn: int, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
     stored.save(tmp_path / "x.jpg", exif=exif, quality=100, subsampling=0)
-    (found,) = decode(tmp_path, ["x.jpg"], 64, "aspect")
+    (found,) = decode(open_pictures(tmp_path), ["x.jpg"], 64, "aspect")
     assert found is not None
     assert found.pixels.shape == (32, 64, 3)
     assert np.abs(found.pixels.astype(int) - np.asarray(upright)).mean() < 6
@@ -86,7 +93,7 @@ def test_a_big_photograph_is_decoded_small_and_right(tmp_path: Path) -> None:
     coarse = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     big = Image.fromarray(coarse).resize((480, 480), Image.Resampling.BICUBIC)
     big.save(tmp_path / "big.jpg", quality=95, subsampling=0)
-    (found,) = decode(tmp_path, ["big.jpg"], 64, "squash")
+    (found,) = decode(open_pictures(tmp_path), ["big.jpg"], 64, "squash")
     assert found is not None
     exact = np.asarray(big.resize((64, 64), Image.Resampling.BICUBIC))
     assert np.abs(found.pixels.astype(int) - exact).mean() < 1.5
@@ -106,8 +113,9 @@ def test_broken_pictures_are_counted_not_fatal(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
     names = ["good.png", None, "cut.jpg", "text.png", "empty.png", "bomb.png", "suspect.png", "gone.png", "good.png"]
     told = []
-    broken = pack(tmp_path, images, names, 8, "squash", lambda done, total: told.append((done, total)))
-    assert broken == [False, False, True, True, True, True, True, True, False]
+    album = open_pictures(images)
+    broken = pack(tmp_path, album, names, 8, "squash", lambda done, total: told.append((done, total)))
+    assert broken.tolist() == [False, False, True, True, True, True, True, True, False]
     assert told == [(n, 8) for n in range(1, 9)]
     store = PictureStore(tmp_path)
     assert [picture is not None for picture in store] == [True, *[False] * 7, True]
@@ -123,7 +131,7 @@ def test_store_gives_back_what_was_packed_in_any_order(tmp_path: Path) -> None:
     for name in names:
         shape = rng.integers(5, 40, 2)
         Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(images / name)
-    pack(tmp_path, images, [*names, None], 16, "aspect")
+    pack(tmp_path, open_pictures(images), [*names, None], 16, "aspect")
     store = PictureStore(tmp_path)
     assert len(store) == 71
     expected = [fit_picture(Image.open(images / name), 16, "aspect") for name in names]
@@ -134,33 +142,72 @@ def test_store_gives_back_what_was_packed_in_any_order(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         store[0][0, 0, 0] = 1  # type: ignore[index]
 
-    rows = [1, 2, 30, 69, 70]
-    keep(tmp_path, rows)
-    left = PictureStore(tmp_path)
-    assert len(left) == 5
-    for place, row in enumerate(rows[:-1]):
-        assert np.array_equal(left[place], expected[row])
-    assert left[4] is None
-    assert left.digests == [store.digests[row] for row in rows]
+
+def noise(rng: np.random.Generator, *shape: int) -> Image.Image:
+    return Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("copied", [7, 1 << 24])
+def test_the_pictures_that_are_kept_are_those_they_were(
+    copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "_COPIED", copied)
+    rng = np.random.default_rng(copied)
+    drawn = {f"{n}": noise(rng, *rng.integers(3, 9, 2)) for n in range(40)}
+    names = [None if rng.random() < 0.2 else name for name in drawn]
+    for case, rows in enumerate(
+        [
+            [],
+            [0],
+            [39],
+            range(40),
+            range(20, 40),
+            np.flatnonzero(rng.random(40) < 0.5),
+            np.flatnonzero(rng.random(40) < 0.9),
+        ]
+    ):
+        folder = tmp_path / str(case)
+        folder.mkdir()
+        pack(folder, open_pictures(drawn.__getitem__), names, 8, "aspect")
+        whole, index = [p if p is None else p.copy() for p in PictureStore(folder)], read_index(folder)
+        keep(folder, rows)
+        left = PictureStore(folder)
+        assert len(left) == len(rows)
+        for picture, row in zip(left, rows, strict=True):
+            assert picture is whole[row] is None or np.array_equal(picture, whole[row])
+        same = ["height", "width", "digest", "source_height", "source_width"]
+        assert read_index(folder).select(same).equals(index[list(rows)].select(same))
+        assert read_index(folder).schema == index.schema
+
+
+def test_the_digest_is_that_of_the_file_and_the_source_has_its_own_size(tmp_path: Path) -> None:
+    half_and_half(30, 20).save(tmp_path / "a.jpg")
+    half_and_half(900, 700).save(tmp_path / "big.jpg")  # decoded at half its size
+    (tmp_path / "packed").mkdir()
+    pack(tmp_path / "packed", open_pictures(tmp_path), ["a.jpg", None, "gone.jpg", "big.jpg"], 64, "squash")
+    index = read_index(tmp_path / "packed")
+    expected = [blake2b((tmp_path / name).read_bytes(), digest_size=16).hexdigest() for name in ("a.jpg", "big.jpg")]
+    assert index["digest"].to_list() == [expected[0], None, None, expected[1]]
+    assert index["source_height"].to_list() == [20, 0, 0, 700]
+    assert index["source_width"].to_list() == [30, 0, 0, 900]
+    assert index["offset"].to_list() == [0, 0, 0, 64 * 64 * 3]
+
+
+def test_a_store_sent_to_another_process_is_opened_there(tmp_path: Path) -> None:
+    drawn = {str(n): noise(np.random.default_rng(n), 64, 64) for n in range(20)}
+    pack(tmp_path, open_pictures(drawn.__getitem__), list(drawn), 64, "squash")
+    store = PictureStore(tmp_path)
+    sent = pickle.dumps(store)
+    assert len(sent) < 1000
+    assert all(np.array_equal(one, other) for one, other in zip(pickle.loads(sent), store, strict=True))
 
 
 def test_no_pictures_at_all(tmp_path: Path) -> None:
-    assert pack(tmp_path, None, [None, None], 16, "squash") == [False, False]
+    assert pack(tmp_path, open_pictures(None), [None, None], 16, "squash").tolist() == [False, False]
     assert list(PictureStore(tmp_path)) == [None, None]
     (tmp_path / "pictures.parquet").unlink()
     with pytest.raises(InputError, match=r"pictures\.parquet"):
         PictureStore(tmp_path)
-
-
-def test_a_name_never_leads_out_of_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "images" / "sub").mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "sub" / "in.png")
-    folder = tmp_path / "images"
-    assert find(folder, "sub/in.png")
-    for name in ("../secret.png", "sub/../../secret.png", str(tmp_path / "secret.png"), "sub", "", "a\0b"):
-        assert not find(folder, name)
-    assert list(decode(folder, ["../secret.png"], 8, "squash")) == [None]
 
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
@@ -208,9 +255,65 @@ def test_pictures_decoded_when_asked_for_are_those_that_were_packed(tmp_path: Pa
     names = ["a.jpg", None, "broken.jpg", "absent.jpg", "../a.jpg", "b.png"]
     (tmp_path / "packed").mkdir()
     for fit in FITS:
-        pack(tmp_path / "packed", tmp_path, names, 64, fit)
+        pack(tmp_path / "packed", open_pictures(tmp_path), names, 64, fit)
         store, files = PictureStore(tmp_path / "packed"), PictureFiles(tmp_path, names, 64, fit)
         assert len(files) == len(store) == 6
         assert [picture is None for picture in files] == [False, True, True, True, True, False]
         for one, other in zip(files[:], store[:], strict=True):
             assert one is other is None or np.array_equal(one, other)
+
+
+def test_a_suspected_bomb_is_broken_whoever_decodes_it_and_nobody_is_warned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_and_half(120, 120).save(tmp_path / "suspect.png")
+    half_and_half(90, 90).save(tmp_path / "good.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
+    names = ["suspect.png", "good.png"] * 20
+    monkeypatch.setattr("vlm2rec.data.picture_files._Folder.threads", 4)
+    real = Image.open
+
+    def slow(file: io.BytesIO) -> Image.Image:
+        time.sleep(0.001)  # others come in between, if they may
+        assert warnings.filters[0][0] == "error"
+        return real(file)
+
+    monkeypatch.setattr(Image, "open", slow)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        packed = list(decode(open_pictures(tmp_path), names, 8, "squash"))
+        files = PictureFiles(tmp_path, names, 8)
+        with ReadAhead(lambda i: files[i], range(40), 4, 8) as read:
+            asked = list(read)
+        assert warnings.filters[0][0] == "always"  # and the setting is as it was
+    assert [p is None for p in packed] == [p is None for p in asked] == [True, False] * 20
+    assert warned == []
+
+
+def test_what_a_drawing_function_raises_is_passed_on(tmp_path: Path) -> None:
+    def draw(name: str) -> Image.Image:
+        raise ZeroDivisionError(name)
+
+    with pytest.raises(ZeroDivisionError, match="mug"):
+        pack(tmp_path, open_pictures(draw), ["mug"], 8, "squash")
+
+
+def test_damaged_files_of_every_kind_never_raise(tmp_path: Path) -> None:
+    """Cut, spliced and with changed bytes: decoded or broken, and nothing else."""
+    rng = np.random.default_rng(0)
+    good: list[bytes] = []
+    for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"):
+        buffer = io.BytesIO()
+        noise(rng, 30, 40).resize((60, 50)).save(buffer, kind)
+        good.append(buffer.getvalue())
+    names: list[str] = []
+    for case in range(300):
+        content = bytearray(good[case % len(good)])
+        for place in rng.integers(0, len(content) if case % 2 else 200, rng.integers(1, 12)):
+            content[place] = rng.integers(256)
+        names.append(f"{case}")
+        (tmp_path / names[-1]).write_bytes(bytes(content[: rng.integers(len(content))] if case % 3 == 0 else content))
+    (tmp_path / "packed").mkdir()
+    broken = pack(tmp_path / "packed", open_pictures(tmp_path), names, 16, "aspect")
+    assert 0 < broken.sum() < len(names)
+    assert [picture is None for picture in PictureStore(tmp_path / "packed")] == broken.tolist()

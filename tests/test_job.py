@@ -144,6 +144,7 @@ def test_every_method_counts_the_same_data(runs: dict[str, Path], tiny_dataset: 
         "items": len(tiny_dataset.item_ids),
         "interactions": tiny_dataset.interactions.height,
         "evaluated_users": len(tiny_dataset.user_ids),
+        "split": Split(tiny_dataset).record,
     }
     for folder in runs.values():
         assert results(folder)["data"] == expected

@@ -26,6 +26,7 @@ from vlm2rec.backbones.titles import IGNORED, TitleEncoder, TitleReader
 from vlm2rec.config import BackboneConfig, Config
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.prepare import prepare
+from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.sources import RawData
 from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
@@ -451,10 +452,12 @@ def test_held_out_events_do_not_touch_a_weight(tiny_dataset: Dataset, qwen2: Pat
     """Everybody is given somebody else's last two events; without validation nothing may change."""
     changed = copy.copy(tiny_dataset)
     ends = [events[-2:] for events in tiny_dataset.sequences]
-    changed.sequences = [
-        np.concatenate([events[:-2], end[::-1]])
-        for events, end in zip(tiny_dataset.sequences, [*ends[1:], ends[0]], strict=True)
-    ]
+    changed.sequences = Ragged.of(
+        [
+            np.concatenate([events[:-2], end[::-1]])
+            for events, end in zip(tiny_dataset.sequences, [*ends[1:], ends[0]], strict=True)
+        ]
+    )
     made = config(tiny_dataset, qwen2, csft_validations=0, csft_steps=4, mntp_steps=2, contrast_steps=2)
     for number, dataset in enumerate((tiny_dataset, changed)):
         method = LLM2Rec(made, Split(dataset))
@@ -467,10 +470,9 @@ def test_items_that_nobody_had_in_training_are_not_read(tiny_dataset: Dataset, q
     alone = copy.copy(tiny_dataset)
     alone.titles = [f"{title} x{item}" for item, title in enumerate(tiny_dataset.titles)]
     keep = 5  # item 5 is left in nothing but last events
-    alone.sequences = [
-        np.concatenate([events[:-2][events[:-2] != keep], [events[-2], keep]]).astype(np.int32)
-        for events in tiny_dataset.sequences
-    ]
+    alone.sequences = Ragged.of(
+        [np.concatenate([events[:-2][events[:-2] != keep], [events[-2], keep]]) for events in tiny_dataset.sequences]
+    )
     made = tuning(config(tiny_dataset, qwen2), alone)
     assert keep not in made.items and len(made.items) == 23
     words = families.tokenizer()
@@ -545,7 +547,7 @@ def test_what_does_not_fit_is_one_line(tiny_dataset: Dataset, tiny_folder: Path,
         with pytest.raises(InputError, match=says) as error:
             run(made, tmp_path / "run")
         assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="no item of S"):
+    with pytest.raises(InputError, match="no item to train on"):
         tuning(config(tiny_dataset, qwen2), single)
     short = config(tiny_dataset, narrow, data={"max_history": 2})
     LLM2Rec(short, Split(tiny_dataset, 2)).check(trained=False)

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.job import continue_run, run
+from vlm2rec.methods.notellm2 import pairs as pairs_module
 from vlm2rec.methods.notellm2.method import NoteLLM2, training_step
 from vlm2rec.methods.notellm2.model import LateFusion, PairLoss, RecordEmbedder, records
-from vlm2rec.methods.notellm2.pairs import PairBatches, co_occurrence, neighbours
+from vlm2rec.methods.notellm2.pairs import PairBatches
 from vlm2rec.prompts import Picture, Text, Title
 from vlm2rec.runs import metrics_lines, read_metrics
 from vlm2rec.training.loop import State, Step
@@ -44,49 +46,6 @@ def config(dataset: Dataset, backbone: Path, /, lora: dict[str, Any] | None = No
 
 
 # Pairs
-
-
-def random_sequences(seed: int = 0) -> list[np.ndarray]:
-    """With repeats, and some too short to hold a pair."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, 9, length).astype(np.int32) for length in (1, 2, 2, 5, 7, 12, 12, 20, 1)]
-
-
-def scores_by_loops(sequences: Sequence[np.ndarray], window: int) -> dict[tuple[int, int], float]:
-    scores: dict[tuple[int, int], float] = defaultdict(float)
-    for sequence in sequences:
-        found = set()
-        for i, before in enumerate(sequence.tolist()):
-            for after in sequence[i + 1 : i + 1 + window].tolist():
-                if after != before:
-                    found.add((before, after))
-        for pair in found:
-            scores[pair] += 1 / len(sequence)
-    return dict(scores)
-
-
-@pytest.mark.parametrize("window", [1, 3, 10, 100])
-def test_scores_by_a_double_loop(window: int) -> None:
-    pairs, scores = co_occurrence(random_sequences(), 9, window)
-    expected = scores_by_loops(random_sequences(), window)
-    assert pairs.tolist() == [list(pair) for pair in sorted(expected)]
-    np.testing.assert_allclose(scores, [expected[pair] for pair in sorted(expected)], rtol=1e-12)
-
-
-def test_no_sequence_holds_a_pair() -> None:
-    pairs, scores = co_occurrence([np.array([3]), np.array([4, 4])], 9, 10)
-    assert pairs.shape == (0, 2) and scores.shape == (0,)
-    assert neighbours(pairs, scores, 3, 0.0).shape == (0, 2)
-
-
-@pytest.mark.parametrize(("count", "above"), [(1, 0.0), (3, 0.0), (3, 0.3), (100, 0.0), (100, 1 / 20)])
-def test_the_best_neighbours_by_sorting(count: int, above: float) -> None:
-    scores = scores_by_loops(random_sequences(), 3)
-    expected = []
-    for item in range(9):
-        own = sorted((-score, b) for (a, b), score in scores.items() if a == item and score > above)
-        expected += [[item, b] for _, b in own[:count]]
-    assert neighbours(*co_occurrence(random_sequences(), 9, 3), count, above).tolist() == expected
 
 
 def test_pairs_come_from_training_events_alone(from_sequences: Callable[..., Dataset], llava: Path) -> None:
@@ -146,6 +105,54 @@ def test_a_batch_is_a_function_of_seed_and_step() -> None:
     assert not np.array_equal(members(one, 3), members(one, 43))  # another epoch
     pairs = many_pairs().pairs
     assert not np.array_equal(members(one, 3), members(PairBatches(pairs, 200, 16, seed=4), 3))
+
+
+def batches_by_a_queue(pairs: np.ndarray, size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Rows of an epoch's batches by going through all that waits for each of them."""
+    waiting = deque(np.random.default_rng([seed, epoch]).permutation(len(pairs)).tolist())
+    batches = []
+    for _ in range(max(1, len(pairs) // size)):
+        batch: list[int] = []
+        put_off: list[int] = []
+        taken: set[int] = set()
+        while waiting and len(batch) < size:
+            row = waiting.popleft()
+            if taken.isdisjoint(pairs[row].tolist()):
+                batch.append(row)
+                taken.update(pairs[row].tolist())
+            else:
+                put_off.append(row)
+        missing = size - len(batch)
+        batches.append(batch + put_off[:missing])
+        waiting.extendleft(reversed(put_off[missing:]))
+    return batches
+
+
+@pytest.mark.parametrize("size", [2, 5, 16, 1000])
+@pytest.mark.parametrize(("seed", "items"), [(0, 80), (1, 80), (124, 12), (224, 12)])
+def test_batches_are_those_of_one_long_queue(seed: int, items: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a few items are in most pairs, some of them together, so that more and more waits for them."""
+    monkeypatch.setattr(pairs_module, "_AT_ONCE", 13)
+    rng = np.random.default_rng(seed)
+    drawn = (items ** rng.random((900, 2)) - 1).astype(np.int64) if seed else rng.integers(0, items, (900, 2))
+    drawn = np.unique(drawn[drawn[:, 0] != drawn[:, 1]], axis=0)
+    batches = PairBatches(drawn, items, size, seed=2)
+    for epoch in (1, 0):
+        expected = batches_by_a_queue(drawn, size, 2, epoch)
+        assert len(expected) == batches.steps_per_epoch
+        for place in (len(expected) - 1, *range(len(expected))):
+            own = members(batches, epoch * len(expected) + place)
+            assert own.reshape(2, -1).T.tolist() == drawn[expected[place]].tolist()
+
+
+def test_an_item_in_very_many_pairs_costs_no_more() -> None:
+    """Each of 30,000 pairs is looked at a few times, where going through all that waits looks 20 million times."""
+    pairs = np.stack([np.arange(1, 30_001), np.arange(30_000) % 3 * 40_000], axis=1)
+    pairs[pairs[:, 1] == 0, 1] = 50_000
+    started = time.perf_counter()
+    batches = PairBatches(pairs, 90_000, 32, seed=0)
+    batches.batch(batches.steps_per_epoch - 1)
+    assert time.perf_counter() - started < 2
 
 
 def test_negatives_by_loops_where_items_come_twice() -> None:

@@ -16,6 +16,7 @@ from vlm2rec.cli import app
 from vlm2rec.compare import compare
 from vlm2rec.config import load_config
 from vlm2rec.data.prepare import prepare
+from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.grid import Grid
@@ -128,7 +129,7 @@ def test_the_same_thresholds_for_good_and_bad(runs, tmp_path, numbers, words):
 
 def people_of(runs, shop):
     having = spaces(compare(runs).methods, shop)
-    return shoppers(having, shop, Cards(shop))
+    return shoppers(having, Split(shop), Cards(shop))
 
 
 def test_shoppers_are_ranked_without_their_history(runs, shop):
@@ -165,18 +166,18 @@ def test_shoppers_are_ranked_without_their_history(runs, shop):
 
 
 def test_the_order_of_an_item_table_does_not_matter(runs, shop, tmp_path):
-    before = people_of(runs[:1], shop), confusions(spaces(compare(runs[:1]).methods, shop), shop, Cards(shop))
+    before = people_of(runs[:1], shop), confusions(spaces(compare(runs[:1]).methods, shop), Split(shop), Cards(shop))
     run = shutil.copytree(runs[0], tmp_path / "run")
     table = EmbeddingTable.load(run / "items")
     order = np.random.default_rng(0).permutation(len(table))
     EmbeddingTable(table.ids[order], {v: np.asarray(x)[order] for v, x in table.views.items()}).save(run / "items")
     assert people_of([run], shop) == before[0]
-    assert confusions(spaces(compare([run]).methods, shop), shop, Cards(shop)) == before[1]
+    assert confusions(spaces(compare([run]).methods, shop), Split(shop), Cards(shop)) == before[1]
 
 
 def test_confusions_are_counted_over_users(runs, shop):
     having = spaces(compare(runs).methods, shop)
-    found = confusions(having, shop, Cards(shop))
+    found = confusions(having, Split(shop), Cards(shop))
     assert [one.label for one in found] == ["Vanilla", "SFT", "VLM2Rec"]
     items, histories = (EmbeddingTable.load(runs[1] / name) for name in ("items", "histories"))
     cosines, counts, wanted = histories.unit("fused") @ items.unit("fused").T, {}, {}
@@ -199,8 +200,8 @@ def test_confusions_are_counted_over_users(runs, shop):
             name: figures.number(float(items.unit(view)[a] @ items.unit(view)[b]), 2)
             for name, view in (("text", "text"), ("pictures", "image"), ("fused", "fused"))
         }
-    events, scores = np.array([0, 1, 2]), np.array([9.0, 8.0, 7.0, 1.0, 3.0], np.float32)
-    assert first_rival(scores, events) == 4 and scores[0] == 9
+    past, scores = np.array([0, 1]), np.array([9.0, 8.0, 7.0, 1.0, 3.0], np.float32)
+    assert first_rival(scores, past, target=2) == 4 and scores[0] == 9
 
 
 def test_who_is_shown(runs, shop):

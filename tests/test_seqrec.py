@@ -91,6 +91,55 @@ def test_the_last_window_alone_and_batches_by_seed(tiny_dataset: Dataset) -> Non
     assert not np.array_equal(last.batch(last.steps_per_epoch).users, batch.users)
 
 
+def rows_by_a_loop(user: int, length: int, width: int, targets: str) -> list[tuple[int, int, int, int]]:
+    """User, first input, number of inputs and first position that has a target, of each window."""
+    if length < 2:
+        return []
+    done = min(width, length - 1)
+    if targets == "last":
+        return [(user, length - 1 - done, done, done - 1)]
+    rows = [(user, 0, done, 0)]
+    while done < length - 1:
+        new = min(max(1, width // 2), length - 1 - done)
+        rows.append((user, done + new - width, width, width - new))
+        done += new
+    return rows
+
+
+@pytest.mark.parametrize("targets", ["windows", "last"])
+@pytest.mark.parametrize("width", [1, 2, 5, 10])
+def test_batches_of_windows_by_loops(from_sequences: Make, targets: str, width: int) -> None:
+    """Bit for bit, drawn negatives too: results of earlier runs rest on them."""
+    rng = np.random.default_rng(1)
+    events = [rng.integers(0, 30, length).tolist() for length in (3, 4, 27, 3, 9, 60, 5, 16, 11)]
+    split = Split(from_sequences([*events, list(range(30))], 30), width)
+    drawn = Windows(split, targets, 4, seed=6)  # type: ignore[arg-type]
+    rows = [row for user, own in enumerate(split.train) for row in rows_by_a_loop(user, len(own), width, targets)]
+    assert (len(drawn), drawn.steps_per_epoch) == (len(rows), -(-len(rows) // 4))
+    for step in np.random.default_rng(0).permutation(3 * drawn.steps_per_epoch).tolist():
+        epoch, place = divmod(step, drawn.steps_per_epoch)
+        order = np.random.default_rng([6, epoch]).permutation(len(rows))[4 * place : 4 * place + 4]
+        batch, chosen = drawn.batch(step, negatives=True), [rows[k] for k in order]
+        shape = len(chosen), max(inputs for _, _, inputs, _ in chosen)
+        inputs, wanted = np.full(shape, -1), np.full(shape, -1)
+        for row, (user, first, length, start) in enumerate(chosen):
+            inputs[row, :length] = split.train[user][first : first + length]
+            wanted[row, start:length] = split.train[user][first + start + 1 : first + length + 1]
+        assert batch.users.tolist() == [user for user, *_ in chosen]
+        np.testing.assert_array_equal(batch.inputs, inputs)
+        np.testing.assert_array_equal(batch.targets, wanted)
+        assert {part.dtype for part in (batch.users, batch.inputs, batch.targets, batch.negatives)} == {np.dtype("i8")}
+        lots = np.random.default_rng([6, step, 1])
+        negatives = lots.integers(30, size=shape)
+        own = [set(split.train[user].tolist()) for user, *_ in chosen]
+        for _ in range(100):
+            bad = np.array([[item in bought for item in row] for row, bought in zip(negatives, own, strict=True)])
+            if not bad.any():
+                break
+            negatives[bad] = lots.integers(30, size=int(bad.sum()))
+        np.testing.assert_array_equal(batch.negatives, negatives)
+
+
 def test_negatives_are_outside_the_training_history(tiny_dataset: Dataset) -> None:
     split = Split(tiny_dataset)
     windows = Windows(split, "windows", 64, seed=0)

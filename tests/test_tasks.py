@@ -17,8 +17,8 @@ import vlm2rec.tasks as tasks
 from vlm2rec.config import ItemKNN, PopRec, Random
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.splits import Split, Which
-from vlm2rec.methods import counts
 from vlm2rec.methods.counts import counting_scorer
 from vlm2rec.methods.hybrid import Mixture, Standardised
 from vlm2rec.metrics import summarise
@@ -49,8 +49,8 @@ def small(from_sequences: Callable[..., Dataset]) -> Small:
 def split_of(sequences: Sequence[Sequence[int]], n_items: int) -> Split:
     """A split without a data set on disk."""
     dataset: Any = SimpleNamespace(
-        sequences=[np.array(events, np.int32) for events in sequences],
-        item_ids=range(n_items),
+        sequences=Ragged.of([np.array(events) for events in sequences]),
+        n_items=n_items,
         user_ids=[f"u{user}" for user in range(len(sequences))],
         fingerprint="",
     )
@@ -144,7 +144,6 @@ def test_every_scorer_streams(small: Small, name: str, monkeypatch: pytest.Monke
     """A score is the same in any tile and any company, and ranks are those of the whole matrix."""
     cut(monkeypatch, (5, 17))
     monkeypatch.setattr(tasks, "_GATHERED_AT_ONCE", 2 * 33 * 24)  # two users, of nine
-    monkeypatch.setattr(counts, "_USERS_AT_ONCE", 2)
     scorer, rng = scorers(small)[name], np.random.default_rng(1)
     everyone = np.arange(len(small.users))
     whole = scorer.scores(everyone)

@@ -43,7 +43,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
 
     Raises:
         InputError: no run given, one is unfinished or unreadable, two are the same method and seed, or they differ
-            in data, candidates or users, so that their figures must not stand in one table.
+            in data, split, candidates or users, so that their figures must not stand in one table.
     """
     if not runs:
         raise InputError("nothing to compare; give one run directory or more")
@@ -142,10 +142,15 @@ def _read_users(run: Path) -> _Ranks:
 
 
 def _check_alike(reference: Run, expected: _Ranks, run: Run, users: _Ranks) -> None:
-    """Raise InputError unless two runs were judged on the same data, candidates and users."""
-    here, there = (str(each.manifest.get("data", {}).get("fingerprint")) for each in (run, reference))
+    """Raise InputError unless two runs were judged on the same data, split, candidates and users."""
+    data = [each.manifest.get("data", {}) for each in (run, reference)]
+    here, there = (str(each.get("fingerprint")) for each in data)
     if here != there:
         raise InputError(f"{run.path}: made from other data than {reference.path} ({here[:12]} against {there[:12]})")
+    here, there = (str(each.get("split", each).get("fingerprint")) for each in data)
+    if here != there:
+        kinds = " against ".join(each.config.data.split.kind for each in (run, reference))
+        raise InputError(f"{run.path}: made with another data.split than {reference.path} ({kinds})")
     seed, other = run.config.evaluation.candidate_seed, reference.config.evaluation.candidate_seed
     if seed != other:
         raise InputError(f"{run.path}: evaluation.candidate_seed is {seed}, but {other} in {reference.path}")

@@ -12,7 +12,7 @@ from typing import Any
 from vlm2rec.compare import compare
 from vlm2rec.comparison import Comparison, Method
 from vlm2rec.config import Config, parse_config
-from vlm2rec.data.prepare import picture_bar, prepare
+from vlm2rec.data.prepare import bar, prepare
 from vlm2rec.data.sources.shop import ShopWorld
 from vlm2rec.job import run
 from vlm2rec.report.html import write_report
@@ -46,7 +46,7 @@ def run_demo(out: Path, seed: int, say: Callable[[str], None] = print) -> Path:
     """
     began = time.monotonic()
     say("drawing the shop and its shoppers")
-    with picture_bar() as progress:
+    with bar() as progress:
         data = prepare(ShopWorld(seed=seed), out / "data", picture_size=112, progress=progress)
     folders = []
     for number, method in enumerate(METHODS, start=1):

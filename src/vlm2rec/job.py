@@ -23,7 +23,7 @@ from vlm2rec.config import Config, load_config, parse_override
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.sources.shop import HALVES, Half, prepared_oracle
-from vlm2rec.data.splits import Split, sample_users
+from vlm2rec.data.splits import Split, split_of
 from vlm2rec.diagnostics import Diagnosis, diagnose
 from vlm2rec.diagnostics.cold import by_frequency
 from vlm2rec.diagnostics.dropout import dropout_counts
@@ -116,7 +116,7 @@ class Job:
     shared: Path | None = None
 
     def __post_init__(self) -> None:
-        self.split = Split(self.dataset, self.config.data.max_history)
+        self.split = Split(self.dataset, self.config.data.max_history, self.config.data.split)
         self.method = build(self.config, self.split)
         if world() > 1 and not self.method.shared:
             raise InputError(
@@ -133,11 +133,15 @@ class Job:
         if rank() > 0:
             self.run = Run.open(self.out)
         parallel.barrier()
-        data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint}
-        if self.run.manifest.setdefault("data", data)["fingerprint"] != data["fingerprint"]:
+        split = self.split.record
+        data = {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint, "split": split}
+        made = self.run.manifest.setdefault("data", data)
+        if made["fingerprint"] != data["fingerprint"]:
             raise InputError(
                 f"{self.out}: was made from other data than {self.config.data.path} holds now; give another --out"
             )
+        if split_of(made) != split["fingerprint"]:
+            raise InputError(f"{self.out}: was made with another split than this version makes; give another --out")
         if world() > 1:
             self.run.record(processes=world())
 
@@ -145,7 +149,7 @@ class Job:
     def users(self) -> np.ndarray:
         """The test users that are evaluated."""
         chosen = self.config.evaluation
-        return sample_users(self.split.n_users, chosen.users, chosen.candidate_seed, "evaluation")
+        return self.split.sample("test", chosen.users, chosen.candidate_seed, "evaluation")
 
     def reference(self) -> Mapping[str, Any]:
         """Figures before training, where the method has some."""
@@ -173,6 +177,7 @@ class Job:
                 "items": self.split.n_items,
                 "interactions": self.dataset.n_interactions,
                 "evaluated_users": len(self.users),
+                "split": self.split.record,
             },
         }
         scorer = self.method.scorer(self.run, self.users, "test")
@@ -213,7 +218,7 @@ class Job:
     def _dropout(self, found: Diagnosis) -> Iterator[pl.DataFrame]:
         """Ranks of one-sided queries, as rows of `users.parquet`: on `sampled` as diagnosed, and on `matched`."""
         items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
-        targets = np.array([self.split.target(int(user), "test") for user in self.users])
+        targets = self.split.targets_of(self.users, "test")
         ids = found.measured.users["user_id"].to_list()
         seed = self.config.evaluation.candidate_seed
         one_sided: dict[str, Rows] = {view: histories[view] for view in ("text", "image") if view in histories.views}

@@ -113,9 +113,9 @@ def rank_users(
     """One row a user and candidate set: user_id, task, view, candidates, above, ties.
 
     `which` is 'validation' or 'test'; `seed` draws the candidates. The catalogue is gone through only where `sets` has
-    one of the two that need it. Raises ValueError on scores that are NaN.
+    one of the two that need it. Raises ValueError on scores that are NaN, and where a user has no target.
     """
-    targets = np.array([split.target(int(user), which) for user in users], np.int64)
+    targets = split.targets_of(users, which)
     kinds = [kind for kind in DRAWN if kind in sets]
     drawn: dict[str, np.ndarray] = {kind: draw_candidates(split, users, which, kind, seed) for kind in kinds}
     counts = {kind: np.empty((3, len(users)), np.int64) for kind in sets}

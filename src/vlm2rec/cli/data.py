@@ -7,64 +7,204 @@ from typing import Annotated, Literal
 
 import typer
 
-from vlm2rec.cli.words import lines
-from vlm2rec.errors import InputError
+from vlm2rec.cli.words import lines, listed
 
 app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="A prepared data set.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 @app.command()
 def prepare(
-    source: Annotated[Literal["local", "shop"], typer.Argument(help="local: tables and pictures in a folder.")],
-    path: Annotated[Path | None, typer.Argument(help="Folder of the raw data (not for shop).")] = None,
+    source: Annotated[
+        Literal["local", "amazon-2014", "amazon-2018", "amazon-2023", "movielens", "recbole", "shop"],
+        typer.Argument(help="local: tables and pictures in a folder of one's own."),
+    ],
+    path: Annotated[Path | None, typer.Argument(help="Folder of the raw files (not for shop).")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = ...,  # type: ignore[assignment]
+    config: Annotated[Path | None, typer.Option(help="TOML file with any of these options; they go before it.")] = None,
     require: Annotated[
-        str, typer.Option(help="What an item must have: title,image, title, image, or any (either).")
-    ] = "title,image",
-    k_core: Annotated[int, typer.Option(min=0, help="Events that every user and item must have.")] = 5,
-    picture_size: Annotated[int, typer.Option(min=16, help="Stored pictures fit this side, in pixels.")] = 224,
+        str | None, typer.Option(help="What an item must have: title,image (default), title, image, or any (either).")
+    ] = None,
+    k_core: Annotated[int | None, typer.Option(min=0, help="Events of every user and item; by default 5.")] = None,
+    min_rating: Annotated[float | None, typer.Option(help="Leave out events rated lower.")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="Draw so many users, before anything is dropped.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of that draw, and of the shop.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Which of several in the folder (Amazon).")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="What columns are called: user_id=uid,item_id=sku,… (local, recbole).")
+    ] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help="How times are written, as in %d/%m/%Y (local, recbole).")
+    ] = None,
+    time_unit: Annotated[
+        Literal["s", "ms", "us", "ns"] | None,
+        typer.Option(help="What times count (local, recbole); else seen from their size."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder, .zip or .tar of the pictures, if not images/ among the raw files.")
+    ] = None,
+    download_images: Annotated[
+        bool | None, typer.Option("--download-images", help="Fetch pictures that are missing and have an address.")
+    ] = None,
+    per_host: Annotated[int | None, typer.Option(min=1, help="Requests to one host at a time; by default 8.")] = None,
+    allow_private: Annotated[
+        bool | None, typer.Option("--allow-private", help="Fetch from private networks and this machine too.")
+    ] = None,
+    picture_size: Annotated[int | None, typer.Option(min=16, help="Stored pictures fit this side; 224 pixels.")] = None,
     picture_fit: Annotated[
-        Literal["squash", "letterbox", "aspect"], typer.Option(help="How a picture meets that size.")
-    ] = "squash",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shop.")] = 0,
+        Literal["squash", "letterbox", "aspect"] | None, typer.Option(help="How a picture meets that size: squash.")
+    ] = None,
+    drop_placeholders: Annotated[
+        bool | None, typer.Option("--drop-placeholders", help='Take pictures that say "no image" as missing.')
+    ] = None,
+    bad_lines: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of a file's lines that may be unreadable; .01.")
+    ] = None,
 ) -> None:
     """Raw tables and pictures to a data set: clean, drop what lacks parts, k-core, pack the pictures."""
-    from vlm2rec.data.prepare import picture_bar
+    from vlm2rec.cli.preparation import asked, pairs
+    from vlm2rec.data.describe import leak_warning
+    from vlm2rec.data.prepare import bar
     from vlm2rec.data.prepare import prepare as prepare_data
-    from vlm2rec.data.sources import Source
-    from vlm2rec.data.sources.local import Local
-    from vlm2rec.data.sources.shop import ShopWorld
+    from vlm2rec.progress import notice
 
-    chosen: Source
-    if source == "shop":
-        chosen = ShopWorld(seed=seed)
-    elif path is None:
-        raise InputError(f"data prepare {source}: give the folder that holds the raw data")
-    else:
-        chosen = Local(path)
-    with picture_bar() as progress:
+    options = asked(
+        config,
+        {
+            "require": None if require is None else listed(require),
+            "k_core": k_core,
+            "min_rating": min_rating,
+            "users": users,
+            "seed": seed,
+            "domain": domain,
+            "columns": None if columns is None else pairs(columns),
+            "time_format": time_format,
+            "time_unit": time_unit,
+            "images": images,
+            "download_images": download_images,
+            "picture_size": picture_size,
+            "picture_fit": picture_fit,
+            "drop_placeholders": drop_placeholders,
+            "bad_lines": bad_lines,
+            "fetching": {
+                name: value for name, value in (("per_host", per_host), ("private", allow_private)) if value is not None
+            },
+        },
+    )
+    with bar() as progress:
         made = prepare_data(
-            chosen,
+            options.source(source, path),
             out,
-            require=tuple(part.strip() for part in require.split(",") if part.strip()),
-            k_core=k_core,
-            picture_size=picture_size,
-            picture_fit=picture_fit,
+            require=options.require,
+            k_core=options.k_core,
+            min_rating=options.min_rating,
+            users=options.users,
+            seed=options.seed,
+            picture_size=options.picture_size,
+            picture_fit=options.picture_fit,
+            drop_placeholders=options.drop_placeholders,
+            pictures=options.images,
+            fetching=options.manners(),
+            bad_lines=options.bad_lines,
             progress=progress,
-            notice=lambda line: print(line, file=sys.stderr),
+            notice=notice,
         )
+    if warning := leak_warning(made):
+        print(warning, file=sys.stderr)
     print(f"{made.n_users:,} users, {made.n_items:,} items, {made.n_interactions:,} interactions")
     print(out)
 
 
 @app.command()
-def describe(
-    folder: Annotated[Path, typer.Argument(help="A prepared data set.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Counts, lengths, ties, popularity, titles and pictures that are missing, broken or double."""
+def describe(folder: Folder, as_json: AsJson = False) -> None:
+    """Counts, lengths, ties, leaks, popularity, titles and pictures that are missing, broken or double."""
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.describe import describe as describe_data
+    from vlm2rec.data.describe import leak_warning
 
-    found = describe_data(Dataset.load(folder))
+    dataset = Dataset.load(folder)
+    found = describe_data(dataset)
     print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    if warning := leak_warning(dataset):
+        print(warning, file=sys.stderr)
+
+
+@app.command()
+def pictures(
+    folder: Folder,
+    as_json: AsJson = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the lists (Parquet) and an HTML page to look at.")
+    ] = None,
+) -> None:
+    """Pictures that look alike, and placeholders such as "no image available"."""
+    from vlm2rec.data.dataset import Dataset
+    from vlm2rec.data.lookalike_sheet import write_sheet
+    from vlm2rec.data.lookalikes import look_alike
+
+    dataset = Dataset.load(folder)
+    found = look_alike(dataset)
+    print(json.dumps(found.counts, indent=1) if as_json else "\n".join(found.lines()))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        found.groups.write_parquet(out / "groups.parquet")
+        found.placeholders.write_parquet(out / "placeholders.parquet")
+        write_sheet(found, dataset, out / "pictures.html")
+        print(out / "pictures.html")
+
+
+@app.command()
+def check(
+    folder: Folder, other: Annotated[Path | None, typer.Argument(help="Another one, to compare with.")] = None
+) -> None:
+    """Is a data set as it was written, and is it the same as another? Status 1 where it is not the same."""
+    from vlm2rec.data.dataset import Dataset
+    from vlm2rec.data.identity import check as check_data
+    from vlm2rec.data.identity import differences, origin_differences
+
+    dataset = Dataset.load(folder)
+    check_data(dataset)
+    print(f"{folder}: as it was written, fingerprint {dataset.fingerprint}")
+    if other is None:
+        return
+    second = Dataset.load(other)
+    found = differences(dataset, second)
+    print(f"{other}: {'other data' if found else 'the same data'}, fingerprint {second.fingerprint}")
+    print("\n".join(["differs:", *found] if found else []), end="\n" if found else "")
+    if made := origin_differences(dataset, second):
+        print("\n".join(["made otherwise:", *made]))
+    if found:
+        raise typer.Exit(1)
+
+
+@app.command()
+def pair(
+    first: Annotated[Path, typer.Argument(help="A prepared data set.")],
+    second: Annotated[Path, typer.Argument(help="One of another domain, with some of the same users.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = ...,  # type: ignore[assignment]
+    users: Annotated[Literal["both", "any"], typer.Option(help="Users who are in both, or all.")] = "both",
+) -> None:
+    """Two domains as one data set: the same people's events in order of time, each item with its domain."""
+    from vlm2rec.data.dataset import Dataset
+    from vlm2rec.data.pairs import pair as pair_data
+
+    made = pair_data(Dataset.load(first), Dataset.load(second), out, users=users)
+    print(f"{made.n_users:,} users, {made.n_items:,} items, {made.n_interactions:,} interactions")
+    print(out)
+
+
+@app.command()
+def export(
+    folder: Folder,
+    to: Annotated[Literal["recbole", "parquet", "csv", "jsonl"], typer.Option(help="Which format.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    pictures: Annotated[bool, typer.Option("--pictures", help="The pictures too, as they are stored (PNG).")] = False,
+) -> None:
+    """A data set as files that RecBole and others read; `prepare` makes the same of them again."""
+    from vlm2rec.data.dataset import Dataset
+    from vlm2rec.data.export import export as export_data
+
+    export_data(Dataset.load(folder), to, out, pictures=pictures)
+    print(out)

@@ -16,7 +16,9 @@ def lines(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield label
             yield from lines(value, indent + "  ")
+        elif isinstance(value, bool):
+            yield f"{label:<39} {'yes' if value else 'no'}"
         elif isinstance(value, float):
-            yield f"{label:<34}{value:,.4g}"
+            yield f"{label:<39} {value:,.4g}"
         else:
-            yield f"{label:<34}{value:,}" if isinstance(value, int) else f"{label:<34}{value}"
+            yield f"{label:<39} {value:,}" if isinstance(value, int) else f"{label:<39} {value}"

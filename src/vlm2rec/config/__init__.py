@@ -28,14 +28,18 @@ from vlm2rec.config.methods import (
 from vlm2rec.config.reading import config_toml, load_config, override_all, parse_config, parse_override, read_toml
 from vlm2rec.config.sections import (
     BackboneConfig,
+    ColdItems,
     DataConfig,
     EvaluationConfig,
+    LeaveOneOut,
     LoraSettings,
     MonitorConfig,
     ObjectiveConfig,
     PromptConfig,
     Section,
     SeqRecConfig,
+    SplitConfig,
+    TimeSplit,
     TrainingConfig,
 )
 from vlm2rec.config.tree import PRESETS, Config
@@ -47,6 +51,7 @@ __all__ = [
     "SLIM",
     "BackboneConfig",
     "Bert",
+    "ColdItems",
     "Config",
     "DataConfig",
     "EvaluationConfig",
@@ -55,6 +60,7 @@ __all__ = [
     "ItemKNN",
     "LLM2Rec",
     "LLMEmb",
+    "LeaveOneOut",
     "LoraSettings",
     "Method",
     "MonitorConfig",
@@ -67,6 +73,8 @@ __all__ = [
     "SASRec",
     "Section",
     "SeqRecConfig",
+    "SplitConfig",
+    "TimeSplit",
     "TrainingConfig",
     "Transfer",
     "VLM2Rec",

@@ -10,9 +10,12 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from vlm2rec.config.methods import METHODS
-from vlm2rec.config.sections import Section
+from vlm2rec.config.sections import SPLITS, Section
 from vlm2rec.config.tree import Config
 from vlm2rec.errors import InputError
+
+_UNIONS: dict[tuple[str, ...], Mapping[str, type[Section]]] = {("method",): METHODS, ("data", "split"): SPLITS}
+"""Sections of several kinds, by where they stand in the tree."""
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -95,9 +98,10 @@ def _set(raw: dict[str, Any], override: str) -> None:
 def _explain(error: ErrorDetails) -> str:
     """One line for the first thing pydantic found."""
     path = [str(part) for part in error["loc"]]
+    union = next((place for place in _UNIONS if tuple(path[: len(place)]) == place), ())
     kind = ""
-    if path[:1] == ["method"] and len(path) > 1:
-        kind = path.pop(1)  # which pydantic puts between the section and the key
+    if union and len(path) > len(union):
+        kind = path.pop(len(union))  # which pydantic puts between the section and the key
     where = ".".join(path)
     if error["type"] == "extra_forbidden":
         section = _section(path[:-1], kind)
@@ -106,20 +110,24 @@ def _explain(error: ErrorDetails) -> str:
         return f"unknown key {where}; {hint}"
     if error["type"] == "missing":
         return f"{where} is missing; give it in the file or with --set {where}=…"
+    if error["type"] == "union_tag_not_found" and isinstance(error["input"], Mapping):
+        return f"{where}.kind is missing; give one of {', '.join(_UNIONS[union])}"
     if error["type"] == "union_tag_invalid":
-        near = difflib.get_close_matches(str(error["input"].get("kind")), METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METHODS)}"
-        return f"unknown method.kind {error['input'].get('kind')!r}; {hint}"
+        known = _UNIONS[union]
+        near = difflib.get_close_matches(str(error["input"].get("kind")), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"unknown {where}.kind {error['input'].get('kind')!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where} = {error['input']!r}: {message}" if where else message
 
 
 def _section(path: Sequence[str], kind: str) -> list[str]:
-    """The keys that are known at a path of the tree; `kind` is the method's."""
+    """The keys that are known at a path of the tree; `kind` is that of a section of several kinds."""
     section: Any = Config
-    for part in path:
+    for depth, part in enumerate(path, start=1):
+        union = _UNIONS.get(tuple(path[:depth]))
         field = section.model_fields.get(part)
-        section = METHODS[kind] if part == "method" and kind else field and field.annotation
+        section = union[kind] if union and kind else field and field.annotation
         if not (isinstance(section, type) and issubclass(section, Section)):
             return ["kind"]
     return list(section.model_fields)

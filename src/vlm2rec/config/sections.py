@@ -1,7 +1,8 @@
 """The tables of a configuration that every method reads."""
 
+from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -12,11 +13,75 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class LeaveOneOut(Section):
+    """Of each user's events the last is the test target, the one before it the validation target (Sec. 5.1.1)."""
+
+    kind: Literal["leave_one_out"] = "leave_one_out"
+    domain: str | None = None  # of a pair of data sets: both targets are the user's last events in this one
+
+
+class TimeSplit(Section):
+    """Two cut-offs for everybody: training ends before the first, test targets lie at or after the second."""
+
+    kind: Literal["time"] = "time"
+    # A share of all events (the last tenth is tested, the tenth before it validates), or the cut-off itself: a date
+    # (UTC), or a number as the data set's times have it.
+    validation: int | float | str = 0.1
+    test: int | float | str = 0.1
+    target: Literal["last", "first"] = "last"  # which of a user's events behind the cut-off is to be found
+
+    @field_validator("validation", "test", mode="before")
+    @classmethod
+    def _share_or_time(cls, given: Any) -> Any:
+        if isinstance(given, date):  # as TOML has it; a datetime is one too
+            return given.isoformat()
+        if isinstance(given, str):
+            try:
+                datetime.fromisoformat(given)
+            except ValueError:
+                raise ValueError("is no date; write it as 2014-05-01, or give a share below 1") from None
+        elif isinstance(given, bool) or not isinstance(given, int | float) or not given > 0:
+            raise ValueError("give a share above 0 and below 1, a date as 2014-05-01, or a time as the data has it")
+        return given
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> "TimeSplit":
+        shares = [given for given in (self.validation, self.test) if not isinstance(given, str) and given < 1]
+        if sum(shares) >= 1:
+            raise ValueError("data.split.validation and data.split.test leave nothing to train on; lower them")
+        return self
+
+
+class ColdItems(Section):
+    """Some items are hidden from training and from histories; the targets are events of these."""
+
+    kind: Literal["cold_items"] = "cold_items"
+    validation: float = Field(0.1, gt=0, lt=1)  # share of the items
+    test: float = Field(0.1, gt=0, lt=1)
+    items: Literal["random", "newest"] = "random"  # by lot, or those that came last (then test's after validation's)
+    seed: int = Field(0, ge=0)  # of the lot
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> "ColdItems":
+        if self.validation + self.test >= 1:
+            raise ValueError("data.split.validation and data.split.test leave no item to train on; lower them")
+        return self
+
+
+SplitConfig = Annotated[LeaveOneOut | TimeSplit | ColdItems, Field(discriminator="kind")]
+
+SPLITS: dict[str, type[Section]] = {
+    member.model_fields["kind"].default: member for member in get_args(get_args(SplitConfig)[0])
+}
+"""Kind -> class."""
+
+
 class DataConfig(Section):
-    """Which prepared data set, and how much of a history a model sees."""
+    """Which prepared data set, how much of a history a model sees, and what is held out."""
 
     path: Path
     max_history: int = Field(10, ge=1)  # last events kept (Sec. 5.1.1)
+    split: SplitConfig = LeaveOneOut()
 
 
 class LoraSettings(Section):

@@ -6,6 +6,7 @@
     sequences.npy         the item indices of the same rows, int32
     pictures.bin          uint8 RGB, packed          pictures.parquet   where each one lies
     dropped.parquet       id, kind, reason
+    broken.parquet        file, line, reason, text: lines of raw files that could not be read, if there were any
     manifest.json         name, fingerprint, counts, options
 
 `vlm2rec.data.prepare` writes it. What a run reads of millions of users are `users` and `sequences`, the latter through
@@ -34,6 +35,7 @@ USERS = "users.parquet"
 INTERACTIONS = "interactions.parquet"
 SEQUENCES = "sequences.npy"
 DROPPED = "dropped.parquet"
+BROKEN = "broken.parquet"
 
 _HASHED = 1
 _AT_ONCE = 1 << 20

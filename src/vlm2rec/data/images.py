@@ -6,16 +6,16 @@ reported to the caller and never fatal.
 """
 
 import io
-import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, overload
+from threading import Lock
+from typing import Literal, Self, overload
 
 import numpy as np
 import polars as pl
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vlm2rec.data.ahead import ReadAhead
+from vlm2rec.data.picture_archives import THREADS as THREADS
+from vlm2rec.data.picture_files import Album, Draw, open_pictures
 from vlm2rec.errors import InputError
 
 Fit = Literal["squash", "letterbox", "aspect"]
@@ -31,16 +33,24 @@ PACK = "pictures.bin"
 INDEX = "pictures.parquet"
 
 _WHITE = (255, 255, 255)
-THREADS = min(os.cpu_count() or 1, 16)
-"""How many threads decode."""
-
 _MAX_RATIO = 8  # of the sides under `aspect`: no backbone can read a line one pixel high
 
+_SCHEMA = {
+    "offset": pl.Int64,
+    "height": pl.Int32,
+    "width": pl.Int32,
+    "digest": pl.String,
+    "source_height": pl.Int32,
+    "source_width": pl.Int32,
+}
+_COPIED = 1 << 24  # bytes at a time
+_OPENING = Lock()
+
 Pixels = NDArray[np.uint8]
-Pictures = Path | Callable[[str], Image.Image] | None
+Rows = Sequence[int] | NDArray[np.integer]
 
 
-class _Album(Sequence[Pixels | None]):
+class _ByNumber(Sequence[Pixels | None]):
     """Pictures by number, and slices of them; whoever inherits says what one of them is."""
 
     @overload
@@ -56,16 +66,18 @@ class _Album(Sequence[Pixels | None]):
     def _picture(self, index: int) -> Pixels | None: ...
 
 
-class PictureStore(_Album):
+class PictureStore(_ByNumber):
     """The packed pictures of a data set, in item order.
 
     `store[i]` is a read-only `(H, W, 3)` uint8 array, or None where item i has no picture. Nothing is read before
-    it is asked for, and the operating system shares the pages between processes.
+    it is asked for, and the operating system shares the pages between processes. Copied to another process (pickled),
+    it is opened there anew.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open the pictures in `folder`. Raises InputError if the files are missing or do not fit each other."""
-        index = read_index(folder)
+        index = read_index(folder, ("offset", "height", "width", "digest"))
+        self._folder = folder
         self._offset, self._height, self._width = (
             index[name].to_numpy().astype(np.int64) for name in ("offset", "height", "width")
         )
@@ -75,7 +87,11 @@ class PictureStore(_Album):
         if not pack.is_file() or pack.stat().st_size != expected:
             raise InputError(f"{pack}: missing or cut short; prepare the data set again")
         # An empty file cannot be mapped.
-        self._bytes: Pixels = np.memmap(pack, dtype=np.uint8, mode="r") if expected else np.empty(0, np.uint8)
+        # As a plain array: a slice of it costs a fifth of a slice of NumPy's own kind of map.
+        self._bytes: Pixels = np.asarray(np.memmap(pack, np.uint8, "r")) if expected else np.empty(0, np.uint8)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        return type(self), (self._folder,)
 
     @cached_property
     def digests(self) -> list[str | None]:
@@ -89,33 +105,39 @@ class PictureStore(_Album):
         height, width, offset = int(self._height[index]), int(self._width[index]), int(self._offset[index])
         if height == 0:
             return None
-        return np.asarray(self._bytes[offset : offset + height * width * 3]).reshape(height, width, 3)
+        return self._bytes[offset : offset + height * width * 3].reshape(height, width, 3)
 
 
-class PictureFiles(_Album):
+class PictureFiles(_ByNumber):
     """Pictures decoded whenever they are asked for: those of new items, which are looked at once.
 
     `files[i]` is a `(H, W, 3)` uint8 array made to fit `size` as `prepare` does, or None where item i has no picture
     (its name is None) or it cannot be decoded.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str | None], size: int = 224, fit: Fit = "squash") -> None:
-        self._folder, self._names, self._size, self._fit = folder, names, size, fit
+    def __init__(
+        self, pictures: Path | Draw | None, names: Sequence[str | None], size: int = 224, fit: Fit = "squash"
+    ) -> None:
+        """Open where the pictures are (see `open_pictures`); `names` says which one an item has."""
+        self._album, self._names, self._size, self._fit = open_pictures(pictures), names, size, fit
 
     def __len__(self) -> int:
         return len(self._names)
 
     def _picture(self, index: int) -> Pixels | None:
         name = self._names[index]
-        path = _file(self._folder, name) if name is not None else None
-        found = _decode_file(path, self._size, self._fit) if path is not None else None
+        found = None if name is None else _decode(self._album, name, self._size, self._fit)
         return None if found is None else found.pixels
 
 
-def read_index(folder: Path) -> pl.DataFrame:
-    """The picture index of a prepared folder: offset (bytes), height, width (pixels; 0: none), digest."""
+def read_index(folder: Path, columns: Sequence[str] = tuple(_SCHEMA)) -> pl.DataFrame:
+    """The picture index of a prepared folder, a row an item.
+
+    Columns: offset (bytes), height, width (pixels; 0: none), digest, and source_height, source_width (pixels of the
+    picture as it came). Raises InputError if it is missing or damaged.
+    """
     try:
-        return pl.read_parquet(folder / INDEX, columns=["offset", "height", "width", "digest"])
+        return pl.read_parquet(folder / INDEX, columns=list(columns))
     except (OSError, pl.exceptions.PolarsError):
         raise InputError(f"{folder / INDEX}: missing or unreadable; prepare the data set again") from None
 
@@ -161,118 +183,135 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One picture, ready to pack: pixels `(H, W, 3)` and the hash of what it was made from."""
+    """One picture, ready to pack.
+
+    Attributes:
+        pixels: `(H, W, 3)`.
+        digest: hash of what it was made from: the bytes of its file, or what was drawn.
+        source: height and width in pixels of what it was made from.
+    """
 
     pixels: Pixels
     digest: str
+    source: tuple[int, int]
 
 
-def find(pictures: Pictures, name: str) -> bool:
-    """Whether a picture of that name is there at all; whether it can be decoded shows later."""
-    if pictures is None or not name:
-        return False
-    return not isinstance(pictures, Path) or _file(pictures, name) is not None
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    """The file of that name under the folder, or None; a name never leads out of the folder."""
-    relative = Path(name)
-    if relative.is_absolute() or ".." in relative.parts or "\0" in name:
+def _decode(album: Album, name: str, size: int, fit: Fit) -> Decoded | None:
+    content = album.read(name)
+    if isinstance(content, Image.Image):
+        drawn = repr(content.size).encode() + np.ascontiguousarray(_rgb(content)).tobytes()
+        return Decoded(fit_picture(content, size, fit), _digest(drawn), (content.height, content.width))
+    if content is None:
         return None
-    path = folder / relative
-    return path if path.is_file() else None
-
-
-def _decode_file(path: Path, size: int, fit: Fit) -> Decoded | None:
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = fit_picture(image, size, fit)
+        with _open(content) as image:
+            source = image.height, image.width
+            return Decoded(fit_picture(image, size, fit), _digest(content), source)
     except Exception:  # Pillow raises nearly every type there is on a damaged file
         return None
-    return Decoded(pixels, blake2b(content, digest_size=16).hexdigest())
 
 
-def _draw(draw: Callable[[str], Image.Image], name: str, size: int, fit: Fit) -> Decoded:
-    image = draw(name)
-    content = repr(image.size).encode() + np.ascontiguousarray(_rgb(image)).tobytes()
-    return Decoded(fit_picture(image, size, fit), blake2b(content, digest_size=16).hexdigest())
+def _digest(content: bytes) -> str:
+    return blake2b(content, digest_size=16).hexdigest()
 
 
-def decode(pictures: Pictures, names: Sequence[str], size: int, fit: Fit) -> Generator[Decoded | None]:
+def _open(content: bytes) -> Image.Image:
+    """Read what a picture says of itself; one with so many pixels that Pillow suspects a bomb raises.
+
+    What to do about a warning is a setting of the whole process, so threads take turns here. That costs nothing:
+    this much of the work holds the interpreter anyway.
+    """
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(content))
+
+
+def decode(album: Album, names: Iterable[str], size: int, fit: Fit) -> Generator[Decoded | None]:
     """Decode in threads and yield in order, None for a picture that is missing, broken or absurdly large.
 
     A few pictures a thread are held at a time, so memory does not grow with the catalogue. A picture with so many
     pixels that Pillow suspects a decompression bomb counts as broken. A drawing function is called from one thread,
     and what it raises is passed on: that is a mistake in the program, not in the data.
     """
-
-    def one(name: str) -> Decoded | None:
-        if pictures is None:
-            return None
-        if not isinstance(pictures, Path):
-            return _draw(pictures, name, size, fit)
-        path = _file(pictures, name)
-        return None if path is None else _decode_file(path, size, fit)
-
-    workers = THREADS if isinstance(pictures, Path) else 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with ReadAhead(one, names, workers, 8 * workers) as found:
-            yield from found
+    with ReadAhead(lambda name: _decode(album, name, size, fit), names, album.threads, 8 * album.threads) as found:
+        yield from found
 
 
 def pack(
     folder: Path,
-    pictures: Pictures,
+    album: Album,
     names: Sequence[str | None],
     size: int,
     fit: Fit,
     progress: Callable[[int, int], None] | None = None,
-) -> list[bool]:
-    """Decode `names` (None: no picture) into `folder` and return which of them were broken.
+) -> NDArray[np.bool_]:
+    """Decode `names` (None: no picture) into `folder` and return which of them were broken, `(n,)`.
 
     Writes `pictures.bin` and its index; `PictureStore(folder)` reads them. `progress` is told (done, all) after each
     picture, from the calling thread.
     """
-    wanted = [name for name in names if name is not None]
-    rows: list[tuple[int, int, int, str | None]] = [(0, 0, 0, None)] * len(names)
     there = [row for row, name in enumerate(names) if name is not None]
-    offset = 0
-    with (folder / PACK).open("wb") as file, closing(decode(pictures, wanted, size, fit)) as results:
+    shapes = np.zeros((len(names), 4), np.int64)  # height and width, packed and as they came
+    digests: list[str | None] = [None] * len(names)
+    broken = np.zeros(len(names), bool)
+    wanted = (name for name in names if name is not None)
+    with (folder / PACK).open("wb") as file, closing(decode(album, wanted, size, fit)) as results:
         for done, (row, found) in enumerate(zip(there, results, strict=True), start=1):
-            if found is not None:
-                height, width, _ = found.pixels.shape
-                rows[row] = (offset, height, width, found.digest)
-                offset += file.write(np.ascontiguousarray(found.pixels).data)
+            if found is None:
+                broken[row] = True
+            else:
+                shapes[row] = *found.pixels.shape[:2], *found.source
+                digests[row] = found.digest
+                file.write(np.ascontiguousarray(found.pixels).data)
             if progress is not None:
-                progress(done, len(wanted))
-    _write_index(folder, rows)
-    return [name is not None and digest is None for name, (*_, digest) in zip(names, rows, strict=True)]
+                progress(done, len(there))
+    height, width, source_height, source_width = shapes.T
+    columns = {"height": height, "width": width, "source_height": source_height, "source_width": source_width}
+    _write_index(folder, pl.DataFrame({**columns, "digest": pl.Series(digests, dtype=pl.String)}))
+    return broken
 
 
-def keep(folder: Path, rows: Sequence[int]) -> None:
-    """Forget all packed pictures but those of `rows` (ascending), moving the rest up in place."""
+def keep(folder: Path, rows: Rows, bare: Rows = ()) -> None:
+    """Forget all packed pictures but those of `rows` (ascending), moving the rest up in place.
+
+    `bare`: rows whose picture goes too, though they stay.
+    """
     index = read_index(folder)
-    kept: list[tuple[int, int, int, str | None]] = []
-    end = 0
+    gone = pl.Series(np.isin(np.arange(index.height), np.asarray(bare, np.int64)))
+    nothing = pl.lit(None, pl.String)
+    index = index.with_columns(
+        pl.when(gone).then(nothing if name == "digest" else 0).otherwise(name).alias(name) for name in index.columns
+    )[np.asarray(rows, np.int64)]
+    there = index.filter(pl.col("height") > 0)
+    start = there["offset"].to_numpy()
+    end = start + _sizes(there)
+    # Pictures that lie one after another move together.
+    first = np.flatnonzero(np.append(True, start[1:] != end[:-1])[: len(start)])
+    runs = zip(start[first].tolist(), np.append(end[first[1:] - 1], end[-1:]).tolist(), strict=True)
+    to = 0
     with (folder / PACK).open("r+b") as file:
-        for row in rows:
-            offset, height, width, digest = index.row(row)
-            if height == 0:
-                kept.append((0, 0, 0, None))
-                continue
-            if offset != end:
-                file.seek(offset)
-                content = file.read(height * width * 3)
-                file.seek(end)
+        for begin, stop in runs:
+            for part in range(begin, stop if begin != to else begin, _COPIED):
+                file.seek(part)
+                content = file.read(min(_COPIED, stop - part))
+                file.seek(to + part - begin)
                 file.write(content)
-            kept.append((end, height, width, digest))
-            end += height * width * 3
-        file.truncate(end)
-    _write_index(folder, kept)
+            to += stop - begin
+        file.truncate(to)
+    _write_index(folder, index)
 
 
-def _write_index(folder: Path, rows: list[tuple[int, int, int, str | None]]) -> None:
-    schema = {"offset": pl.Int64, "height": pl.Int32, "width": pl.Int32, "digest": pl.String}
-    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / INDEX)
+def _sizes(index: pl.DataFrame) -> NDArray[np.int64]:
+    """Bytes of each packed picture."""
+    height, width = (index[name].to_numpy().astype(np.int64) for name in ("height", "width"))
+    sizes: NDArray[np.int64] = height * width * 3
+    return sizes
+
+
+def _write_index(folder: Path, index: pl.DataFrame) -> None:
+    """Write the rows of pictures that lie end to end; an item without one has offset 0."""
+    sizes = _sizes(index)
+    offset = pl.Series(np.where(sizes > 0, np.cumsum(sizes) - sizes, 0), dtype=pl.Int64)
+    index.with_columns(offset=offset).select(pl.col(name).cast(dtype) for name, dtype in _SCHEMA.items()).write_parquet(
+        folder / INDEX
+    )

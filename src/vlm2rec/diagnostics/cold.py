@@ -27,7 +27,7 @@ def by_frequency(ranks: pl.DataFrame, split: Split) -> dict[str, dict[str, dict[
 
     Args:
         ranks: as in `users.parquet`.
-        split: its `popularity` counts the events of all S[:-2], also where a method was trained on few users.
+        split: its `popularity` counts all training events, also where a method was trained on few users.
     """
     row = {user: index for index, user in enumerate(split.dataset.user_ids)}
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -45,7 +45,7 @@ def _buckets(ranks: pl.DataFrame, split: Split, row: dict[str, int]) -> Iterator
         if (own := ranks.filter(pl.col("view") == view)).height
     }
     users = ranks.filter(pl.col("view") == next(iter(values)))["user_id"]
-    seen = split.popularity[[split.target(row[user], "test") for user in users]]
+    seen = split.popularity[split.targets_of(np.array([row[user] for user in users]), "test")]
     for name, (least, most) in BUCKETS.items():
         inside = (seen >= least) & (seen <= most)
         if inside.any():

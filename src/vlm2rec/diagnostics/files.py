@@ -86,7 +86,7 @@ def diagnose_files(
     summed = isinstance(views["fused"], _Summed)
     notes.append(f"texts and pictures are fused as {'a sum' if summed else 'unit vectors side by side'}")
     split = Split(cast(Dataset, log), max_history)  # which asks no more of a data set than a `Log` has
-    users: Ints = np.arange(split.n_users)
+    users: Ints = split.able("test")
     if all(len(split.seen(int(user))) == split.n_items for user in users):
         raise InputError(
             f"{sequences}: every user has every item that has vectors, so there is nothing to choose from; give more"

@@ -60,7 +60,7 @@ def measure_users(
 
     `histories` have a row a user, `items` a row an item. Raises ValueError as `measure` does.
     """
-    targets = np.array([split.target(int(user), "test") for user in users])
+    targets = split.targets_of(users, "test")
     candidates = draw_candidates(split, users, "test", "sampled", seed)
     ids = [split.dataset.user_ids[int(user)] for user in users]
     with progress("measuring modalities", len(items)) as tell:

@@ -70,7 +70,7 @@ def missing_parts(encoder: Encoder, split: Split, users: np.ndarray, seed: int, 
     users' targets and histories, and for "mixed" the catalogue.
     """
     items, histories = (EmbeddingTable.load(run / name) for name in ("items", "histories"))
-    targets = np.array([split.target(int(user), "test") for user in users])
+    targets = split.targets_of(users, "test")
     pasts = [split.history(int(user), "test").tolist() for user in users]
     candidates = {kind: draw_candidates(split, users, "test", kind, seed) for kind in DRAWN}
     ids, space = [split.dataset.user_ids[int(user)] for user in users], Space(items["fused"])

@@ -1,8 +1,8 @@
 """What each modality finds while training goes on, on some validation users, and a warning where one is lost.
 
-Histories are S[:-2] and targets S[-2], so that training may be ended by what is seen; S[-1] is never looked at. Only
-the users' own targets are embedded, and each user's candidates are the others among them: figures are those of a
-small pool, to be compared with each other over the steps and not with results on 100 candidates.
+Histories and targets are those of validation, so that training may be ended by what is seen; test's are never looked
+at. Only the users' own targets are embedded, and each user's candidates are the others among them: figures are those
+of a small pool, to be compared with each other over the steps and not with results on 100 candidates.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class Monitor:
 
     def __init__(self, split: Split, users: Ints, embed: Embed, seed: int, run: Path) -> None:
         """`users` are looked at; `seed` fixes what is sampled of their vectors; `run` is what a warning points to."""
-        targets = np.array([split.target(int(user), "validation") for user in users])
+        targets = split.targets_of(users, "validation")
         self._ids = [split.dataset.user_ids[int(user)] for user in users]
         self._histories = [split.history(int(user), "validation").tolist() for user in users]
         self._pool, self._targets = np.unique(targets, return_inverse=True)
@@ -108,7 +108,7 @@ def probe_steps(total: int, batch_size: int, settings: MonitorConfig) -> frozens
 
 
 def _others(pool: Ints, targets: Ints, pasts: Sequence[Ints]) -> np.ndarray:
-    """Rows of the pool that are a user's candidates, `(U, len(pool))`, -1 elsewhere: no target, nothing of S[:-2]."""
+    """Rows of the pool that are a user's candidates, `(U, len(pool))`, -1 elsewhere: no target, nothing of the past."""
     free = np.stack([~np.isin(pool, [target, *past]) for target, past in zip(targets, pasts, strict=True)])
     return np.where(free, np.arange(len(pool)), -1)
 

@@ -9,12 +9,11 @@ long prompts, reading files. So the hours are a guess to plan by, not a promise;
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from vlm2rec.config import LLM2Rec, LLMEmb, NoteLLM2
+from vlm2rec.config import DataConfig, LLM2Rec, LLMEmb, NoteLLM2
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
 from vlm2rec.errors import InputError
@@ -50,14 +49,14 @@ class Estimate:
 
 def plan_text(tasks: Sequence[Task], jobs: int) -> str:
     """A table of runs with a total, and what was assumed, as text."""
-    splits: dict[Path, Split] = {}
+    splits: dict[DataConfig, Split] = {}
     started: set[str] = set()
     found = []
     for task in tasks:
         data = task.config.data
-        if data.path not in splits:
-            splits[data.path] = Split(Dataset.load(data.path), data.max_history)
-        found.append(_estimate(task, splits[data.path], task.start not in started))
+        if data not in splits:
+            splits[data] = Split(Dataset.load(data.path), data.max_history, data.split)
+        found.append(_estimate(task, splits[data], task.start not in started))
         started.add(task.start)
     rate, source = _rate(found)
     open_hours = sum(each.flops for each in found if not each.done) / rate / 3600
@@ -145,8 +144,9 @@ def _model_flops(task: Task, split: Split, size: Size, first: bool) -> float:
     """Of the backbone: training, validation and encoding; `first`: the figures before training come with it."""
     config, method = task.config, task.config.method
     evaluation = config.evaluation
-    users = evaluation.users or split.n_users
-    mean = float(np.mean([len(split.history(user, "test")) for user in range(split.n_users)]))
+    able = split.able("test")
+    users = evaluation.users or len(able)
+    mean = float(np.minimum(split.ends["test"][able], split.max_history).mean())
     forward = 2 * size.layers
     catalogue, histories = split.n_items * size.tokens(1) * forward, users * size.tokens(mean) * forward
     flops = catalogue + histories
@@ -156,7 +156,8 @@ def _model_flops(task: Task, split: Split, size: Size, first: bool) -> float:
     match method.kind:
         case "sft" | "vlm2rec":
             samples = Samples(split, config.training, config.seed)
-            validated = min(evaluation.validation_users or split.n_users, len(samples.users))
+            most = len(split.able("validation"))
+            validated = min(evaluation.validation_users or most, most, len(samples.users))
             trained = samples.steps_per_epoch * samples.batch_size * (size.tokens(mean) + size.tokens(1)) * forward
             each = once * trained + catalogue + validated * size.tokens(mean) * forward
             flops += config.training.epochs * each + first * flops
@@ -180,7 +181,7 @@ def _model_flops(task: Task, split: Split, size: Size, first: bool) -> float:
 def _sequence_flops(task: Task, split: Split) -> float:
     """Of sequential models: their softmax over the catalogue, forward and back."""
     settings = task.config.seqrec
-    positions = sum(len(events) - 1 for events in split.train)
+    positions = int(np.maximum(split.train.lengths - 1, 0).sum())
     fit = min(settings.epochs, _FITTED_EPOCHS) * positions * split.n_items * settings.dim * 6
     if task.config.method.kind in _SEQUENTIAL:
         return float(fit)

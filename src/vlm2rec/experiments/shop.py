@@ -31,11 +31,11 @@ def shop(out: Path, quick: bool, other: bool, say: Callable[[str], None]) -> dic
 
 
 def _draw(out: Path, seed: int, quick: bool) -> Path:
-    from vlm2rec.data.prepare import picture_bar, prepare
+    from vlm2rec.data.prepare import bar, prepare
     from vlm2rec.data.sources.shop import ShopWorld
 
     world = ShopWorld(seed=seed, shoppers=_QUICK_SHOPPERS) if quick else ShopWorld(seed=seed)
-    with picture_bar() as progress:
+    with bar() as progress:
         return prepare(world, out, picture_size=112, progress=progress).path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlm2rec.compare import pairwise_tests
 from vlm2rec.comparison import SETS, Method, PairedTest, csv_text, seeds_grid, tests_csv, tests_grid
+from vlm2rec.config import LeaveOneOut
 from vlm2rec.experiments.lines import line_of
 from vlm2rec.experiments.ordering import order_notes
 from vlm2rec.experiments.plan import NOT_ASKED
@@ -160,10 +161,11 @@ def _run_notes(experiment: Experiment, lines: Sequence[Line]) -> Iterator[str]:
     if not lines:
         return
     first = lines[0].method.runs[0]
-    data = first.results()["data"]
+    data, split = first.results()["data"], first.config.data.split
+    held_out = "" if split == LeaveOneOut() else f" data.split.kind={split.kind}."
     yield (
         f"Data: {first.manifest['data']['name']}, {data['users']:,} users ({data['evaluated_users']:,} evaluated),"
-        f" {data['items']:,} items. Mean ± sd over seeds."
+        f" {data['items']:,} items.{held_out} Mean ± sd over seeds."
     )
     reference = next((line.label for line in lines if line.row.name == experiment.reference), None)
     if reference is not None:

@@ -53,7 +53,7 @@ class Recommender:
         """Figures before training to `reference.json`; `shared` is where runs of a sweep keep them for each other."""
 
     def train(self, run: Run) -> Mapping[str, Any]:
-        """Learn from S[:-2]; S[-2] may choose between weights, S[-1] is never looked at."""
+        """Learn from the training events; validation targets may choose between weights, test's are never looked at."""
         return {}
 
     def encode(self, run: Run, users: np.ndarray) -> Mapping[str, Any]:
@@ -98,7 +98,7 @@ class Embedder(Recommender):
         return TableItems(vectors, settings.dim, tuned=settings.table == "tuned")
 
     def sequence_task(self, run: Run, users: np.ndarray) -> dict[str, SequenceResult]:
-        """Every backbone of `seqrec.backbones`, fitted on S[:-2] and chosen on validation."""
+        """Every backbone of `seqrec.backbones`, fitted on the training events and chosen on validation."""
         from vlm2rec.seqrec.fit import fit_from_vectors
 
         settings, folder = self.config.seqrec, run.path / "stages"
@@ -142,6 +142,25 @@ def pooled(items: EmbeddingTable, split: Split, users: Sequence[int] | np.ndarra
         unit = items.unit(name)
         views[name] = np.stack([unit[history].mean(axis=0) for history in histories])
     return EmbeddingTable([split.dataset.user_ids[int(user)] for user in users], views)
+
+
+def validation_users(config: Config, split: Split, trained: np.ndarray | None, most: int | None = None) -> np.ndarray:
+    """Whom to validate on: `evaluation.validation_users` (none given: `most`, or all); few-shot, those `trained` on.
+
+    Where a split leaves none of the latter a validation target, as many others stand in.
+    """
+    count, seed = config.evaluation.validation_users or most, config.evaluation.candidate_seed
+    if trained is None or config.training.users is None:
+        return split.sample("validation", count, seed, "validation")
+    both = trained[split.targets["validation"][trained] >= 0]
+    return both if len(both) else split.sample("validation", len(trained), seed, "validation")
+
+
+def asked_histories(split: Split) -> list[list[int]]:
+    """A history of everybody who has a target: that at test, or where there is none, that at validation."""
+    at: dict[Which, np.ndarray] = {"test": split.able("test")}
+    at["validation"] = np.setdiff1d(split.able("validation"), at["test"])
+    return [split.history(int(user), which).tolist() for which, users in at.items() for user in users]
 
 
 def need_pictures(split: Split, why: str) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 
 from vlm2rec.config import Config, GRU4Rec, SASRec
 from vlm2rec.config import Hybrid as Settings
-from vlm2rec.data.splits import Which, sample_users
+from vlm2rec.data.splits import Which, split_of
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import Embedder, Recommender
+from vlm2rec.methods.base import Embedder, Recommender, validation_users
 from vlm2rec.methods.sequential import Sequential
 from vlm2rec.progress import progress
 from vlm2rec.runs import Run
@@ -87,13 +87,12 @@ class Hybrid(Recommender):
     def train(self, run: Run) -> Mapping[str, Any]:
         """The weight with the best N@20 on validation, and what kinds it joins."""
         run.record(parts={name: part.config.method.kind for name, (part, _) in self._parts.items()})
-        evaluation = self.config.evaluation
-        users = sample_users(self.split.n_users, evaluation.validation_users, evaluation.candidate_seed, "validation")
+        seed, users = self.config.evaluation.candidate_seed, validation_users(self.config, self.split, None)
         first, second = self._scorers(users, "validation")
         tried = []
         for weight in WEIGHTS:
             scorer = Mixture(first, second, float(weight))
-            ranks = rank_users(scorer, self.split, users, "validation", evaluation.candidate_seed, ("sampled",))
+            ranks = rank_users(scorer, self.split, users, "validation", seed, ("sampled",))
             tried.append({"weight": float(weight), **metrics_of(ranks, "retrieval", "sampled")})
         return {"validation": max(tried, key=lambda figures: figures["N@20"])}
 
@@ -124,8 +123,11 @@ class Hybrid(Recommender):
         config: Config = run.config
         if not run.is_done("evaluate"):
             raise InputError(f"{where}: is not finished; finish it with `vlm2rec run`")
-        if run.manifest.get("data", {}).get("fingerprint") != self.split.dataset.fingerprint:
+        data = run.manifest["data"]
+        if data["fingerprint"] != self.split.dataset.fingerprint:
             raise InputError(f"{where}: was made from other data than {self.config.data.path}")
+        if split_of(data) != self.split.fingerprint:
+            raise InputError(f"{where}: was made with another data.split; give both the same")
         for key, theirs, ours in (
             ("data.max_history", config.data.max_history, self.config.data.max_history),
             ("evaluation.users", config.evaluation.users, self.config.evaluation.users),

@@ -23,11 +23,11 @@ from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.titles import IGNORED, Sample, TitleEncoder, language_parameters
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLM2Rec as Settings
-from vlm2rec.data.splits import Split, sample_users
+from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import ItemEmbedder, need_titles
+from vlm2rec.methods.base import ItemEmbedder, need_titles, validation_users
 from vlm2rec.objectives import InfoNCE, Views
 from vlm2rec.runs import Run
 from vlm2rec.training.batches import Samples
@@ -89,7 +89,8 @@ class LLM2Rec(ItemEmbedder):
 class Tuning:
     """The language model in training: what is trained, on what, in which stages.
 
-    Only S[:-2] and the titles in it are trained on; S[-2] chooses between weights of the first stage.
+    Only training events and the titles in them are trained on; validation targets choose between weights of the first
+    stage.
     """
 
     def __init__(self, config: Config, split: Split, backbone: Backbone) -> None:
@@ -108,14 +109,14 @@ class Tuning:
 
     @cached_property
     def items(self) -> np.ndarray:
-        """Items of S[:-2] whose title has a token to blank, `(n,)`."""
+        """Items of training events whose title has a token to blank, `(n,)`."""
         known = np.flatnonzero(self.split.popularity)
         return np.array([i for i in known if self.titles[i].strip() and self.read.maskable(self.titles[i])])
 
     def check_lengths(self) -> None:
         """Raise InputError where a prompt is longer than the backbone's context, or no title can be blanked."""
         if self.settings.csft_steps:
-            longest = max(self._longest(events[:-1]) for events in self.split.dataset.sequences)
+            longest = max(self._longest(self._read_of(user)) for user in range(self.split.n_users))
             what = f"a history of {self.split.max_history} titles and the next one take"
         else:
             longest = len(self.read.start) + max(len(self.read(title)) for title in self.titles)
@@ -126,7 +127,7 @@ class Tuning:
                 " lower data.max_history or prompt.max_title_tokens"
             )
         if (self.settings.mntp_steps or self.settings.contrast_steps) and not len(self.items):
-            raise InputError(f"{self.split.dataset.path}: no item of S[:-2] has a title of two tokens to learn from")
+            raise InputError(f"{self.split.dataset.path}: no item to train on has a title of two tokens to learn from")
 
     def make_trainable(self) -> PeftModel | None:
         """Adapters in the language model, or all of it and its head in float32: small steps vanish in bfloat16."""
@@ -178,8 +179,16 @@ class Tuning:
     def _next_title(self, history: Sequence[int], target: int) -> Sample:
         return self.read.next_title([self.titles[item] for item in history], self.titles[target])
 
+    def _read_of(self, user: int) -> np.ndarray:
+        """What CSFT reads of a user: training events, and the validation target with all that is before it."""
+        if self.split.targets["validation"][user] < 0:
+            return self.split.train[user]
+        return np.append(self.split.past(user, "validation"), self.split.target(user, "validation"))
+
     def _longest(self, events: np.ndarray) -> int:
-        """Tokens of the longest window of a sequence as CSFT reads it."""
+        """Tokens of the longest window of a sequence as CSFT reads it; 0 where there is none."""
+        if not len(events):
+            return 0
         titles = [self.titles[item] for item in events]
         alone = np.array([len(self.read(title)) for title in titles])
         behind = np.array([len(self.read(title, follows=True)) for title in titles]) + len(self.read.comma)
@@ -233,13 +242,8 @@ class Tuning:
 
     @torch.no_grad()
     def _validate(self, epoch: int) -> Mapping[str, float]:
-        """Loss of saying S[-2] after S[:-2]."""
-        chosen = self.config.evaluation
-        if self.config.training.users is not None:
-            users = self.samples.users
-        else:
-            count = chosen.validation_users or _VALIDATED
-            users = sample_users(self.split.n_users, count, chosen.candidate_seed, "validation")
+        """Loss of saying the validation targets after what is before them."""
+        users = validation_users(self.config, self.split, self.samples.users, _VALIDATED)
         samples = [
             self._next_title(self.split.history(user, "validation").tolist(), self.split.target(user, "validation"))
             for user in users.tolist()

@@ -57,7 +57,7 @@ class Sequential(Recommender):
             _ = self.vectors
 
     def train(self, run: Run) -> Mapping[str, Any]:
-        """Fit on S[:-2], stop early by validation; weights to `model/`."""
+        """Fit on the training events, stop early by validation; weights to `model/`."""
         config = self.config
         if self.vectors is None:
             model = fit_sequential(

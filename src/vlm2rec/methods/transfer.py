@@ -12,7 +12,7 @@ from vlm2rec.data.splits import Which
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import Embedder, need_pictures
+from vlm2rec.methods.base import Embedder, asked_histories, need_pictures
 from vlm2rec.methods.vlm import embed_histories, embed_items
 from vlm2rec.runs import Run
 from vlm2rec.tasks import Cosine, Scorer
@@ -27,8 +27,7 @@ class Transfer(Embedder):
         """The source stands and is of a method whose encoder is all of it; pictures and prompts fit its backbone."""
         if self.encoder.prompt.modalities != "text":
             need_pictures(self.split, f"the prompts of {self._source.path} need; take a source that reads titles alone")
-        histories = [self.split.history(user, "test").tolist() for user in range(self.split.n_users)]
-        self.encoder.check(self.split.dataset, histories)
+        self.encoder.check(self.split.dataset, asked_histories(self.split))
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -18,7 +18,7 @@ from vlm2rec import parallel
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.sharding import evenly, whole
 from vlm2rec.config import SFT, Config, Vanilla
-from vlm2rec.data.splits import Split, Which, sample_users
+from vlm2rec.data.splits import Split, Which
 from vlm2rec.diagnostics import diagnose
 from vlm2rec.diagnostics.measure import write_users
 from vlm2rec.diagnostics.monitor import probe_steps
@@ -26,7 +26,7 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import encode
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import Embedder, need_pictures
+from vlm2rec.methods.base import Embedder, asked_histories, need_pictures, validation_users
 from vlm2rec.methods.probes import build_probe
 from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, Views, VLM2RecLoss
 from vlm2rec.process import rank, world
@@ -62,9 +62,7 @@ class VLM(Embedder):
                 " prompt.modalities=text",
             )
         if not trained:
-            everyone = range(self.split.n_users)
-            histories = [self.split.history(user, "test").tolist() for user in everyone]
-            self.encoder.check(self.split.dataset, histories)
+            self.encoder.check(self.split.dataset, asked_histories(self.split))
         if not trained and not isinstance(self.config.method, Vanilla):
             samples = Samples(self.split, self.config.training, self.config.seed)
             size = min(len(samples), samples.batch_size)
@@ -83,7 +81,7 @@ class VLM(Embedder):
         run.record(backbone={"fingerprint": backbone})
         key = [
             backbone,
-            self.split.dataset.fingerprint,
+            self.split.fingerprint,
             config.data.max_history,
             config.backbone.model_dump(mode="json", exclude={"path", "lora", "cache_vision", "compile", "sharded"}),
             config.prompt.model_dump(mode="json"),
@@ -186,7 +184,7 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
     objective = build_objective(config)
     run.record(trainable=encoder.towers())
     samples = Samples(split, config.training, config.seed)
-    users = _validation_users(config, split, samples)
+    users = validation_users(config, split, samples.users)
     state = fit(
         nn.ModuleDict({"encoder": encoder, "objective": objective}),
         training_step(samples, split, encoder, objective, config),
@@ -312,15 +310,6 @@ def _figures(
             found["alpha"], found["beta"] = objective.wpcl.alpha, objective.wpcl.beta
             found["wpcl"] = objective.wpcl(query, target, negatives, positive)
     return {name: value.detach() for name, value in found.items()}
-
-
-def _validation_users(config: Config, split: Split, samples: Samples) -> np.ndarray:
-    """Those of `evaluation.validation_users`; few-shot, those that are trained on."""
-    if config.training.users is not None:
-        return samples.users
-    return sample_users(
-        split.n_users, config.evaluation.validation_users, config.evaluation.candidate_seed, "validation"
-    )
 
 
 def _validate(run: Run, split: Split, encoder: Encoder, users: np.ndarray) -> Callable[[int], Mapping[str, float]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.splits import Split
 from vlm2rec.report.examples import Card, Cards
 from vlm2rec.report.figures import number
 from vlm2rec.report.vectors import BLOCK, Space, chosen, drawn
@@ -40,7 +40,7 @@ class Confusions:
     pairs: tuple[Pair, ...]
 
 
-def confusions(spaces: Sequence[Space], dataset: Dataset, cards: Cards) -> list[Confusions]:
+def confusions(spaces: Sequence[Space], split: Split, cards: Cards) -> list[Confusions]:
     """Count, for at most three methods over the same users, which item stands first in place of the one bought next.
 
     The whole catalogue is ranked without the user's history. Of equal counts, the pair of more similar items is first.
@@ -48,20 +48,22 @@ def confusions(spaces: Sequence[Space], dataset: Dataset, cards: Cards) -> list[
     shown = chosen(spaces, METHODS)
     if not shown:
         return []
-    users = drawn(shown, dataset)[:USERS]
-    return [_confusions(space, users, dataset, cards) for space in shown]
+    users = drawn(shown, split.dataset)[:USERS]
+    return [_confusions(space, users, split, cards) for space in shown]
 
 
-def _confusions(space: Space, users: Sequence[str], dataset: Dataset, cards: Cards) -> Confusions:
-    row = {user: index for index, user in enumerate(dataset.user_ids)}
-    sequences = [dataset.sequences[row[user]] for user in users]
+def _confusions(space: Space, users: Sequence[str], split: Split, cards: Cards) -> Confusions:
+    row = {user: index for index, user in enumerate(split.dataset.user_ids)}
+    asked = [row[user] for user in users]
+    targets = split.targets_of(np.array(asked, np.int64), "test").tolist()
     counts: Counter[tuple[int, int]] = Counter()
     for block, scores in enumerate(space.scores("fused", users)):
-        for events, own in zip(sequences[block * BLOCK :], scores, strict=False):
-            target, rival = int(events[-1]), first_rival(own, events)
+        some = slice(block * BLOCK, (block + 1) * BLOCK)
+        for user, target, own in zip(asked[some], targets[some], scores, strict=True):
+            rival = first_rival(own, split.past(user, "test"), target)
             if own[rival] >= own[target] > -np.inf:  # ties count against the model
                 counts[target, rival] += 1
-    wanted = Counter(int(events[-1]) for events in sequences)
+    wanted = Counter(targets)
     near = _cosines(space, "fused", list(counts))
     order = sorted(counts, key=lambda pair: (-counts[pair], -near[pair], pair))[:PAIRS]
     views = [("text", "text"), ("pictures", "image")] if space.two_sided else []
@@ -79,10 +81,10 @@ def _confusions(space: Space, users: Sequence[str], dataset: Dataset, cards: Car
     return Confusions(space.label, counts.total(), len(users), tuple(pairs))
 
 
-def first_rival(scores: NDArray[np.float32], events: NDArray[np.int32]) -> int:
-    """The best of `(N,)` scores among items that are neither in the history `events[:-1]` nor the target."""
+def first_rival(scores: NDArray[np.float32], past: NDArray[np.int32], target: int) -> int:
+    """The best of `(N,)` scores among items that are neither in the past nor the target."""
     rivals = scores.copy()
-    rivals[events] = -np.inf
+    rivals[past] = rivals[target] = -np.inf
     return int(rivals.argmax())
 
 

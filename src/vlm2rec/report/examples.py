@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.splits import Split
 from vlm2rec.report.vectors import Space, chosen, drawn
 
 SHOPPERS = 6
@@ -79,7 +80,7 @@ class Cards:
         return Card(title, item if item in self.pictures else None, hit)
 
 
-def shoppers(spaces: Sequence[Space], dataset: Dataset, cards: Cards, count: int = SHOPPERS) -> list[Shopper]:
+def shoppers(spaces: Sequence[Space], split: Split, cards: Cards, count: int = SHOPPERS) -> list[Shopper]:
     """Draw shoppers whom every embedder has embedded, and rank the catalogue for each by cosine.
 
     VLM2Rec, or else the first method that can, is also asked with each side of the history alone.
@@ -87,18 +88,17 @@ def shoppers(spaces: Sequence[Space], dataset: Dataset, cards: Cards, count: int
     shown = chosen(spaces, METHODS)
     if not shown:
         return []
-    users = drawn(spaces, dataset)[:count]
+    users = drawn(spaces, split.dataset)[:count]
     able = [space for space in shown if space.two_sided]
-    split = next((space for space in able if space.kind == "vlm2rec"), able[0] if able else None)
+    halved = next((space for space in able if space.kind == "vlm2rec"), able[0] if able else None)
     asked = [
-        (space, view, query) for space in shown for view, query in ((*_ALONE, _BOTH) if space is split else (_BOTH,))
+        (space, view, query) for space in shown for view, query in ((*_ALONE, _BOTH) if space is halved else (_BOTH,))
     ]
     ranked = [next(space.scores(view, users)) for space, view, _ in asked] if users else []
-    row = {user: index for index, user in enumerate(dataset.user_ids)}
+    row = {user: index for index, user in enumerate(split.dataset.user_ids)}
     found = []
     for place, user in enumerate(users):
-        sequence = dataset.sequences[row[user]]
-        past, target = sequence[:-1], int(sequence[-1])
+        past, target = split.past(row[user], "test"), split.target(row[user], "test")
         shelves = tuple(
             _shelf(space.label, query, scores[place], past, target, cards)
             for (space, _, query), scores in zip(asked, ranked, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from vlm2rec.comparison import Comparison
 from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.splits import Split
 from vlm2rec.errors import InputError
 from vlm2rec.report import balance, curves, recipe, tables
 from vlm2rec.report.cold import cold_charts, cold_sheets
@@ -131,7 +132,8 @@ def _items(comparison: Comparison, run: Run) -> tuple[str, Items]:
     if dataset.fingerprint != run.manifest.get("data", {}).get("fingerprint"):
         return path.name, Items(f"{path} now holds other data than the runs were made from, so no shoppers are shown.")
     having, cards = spaces(comparison.methods, dataset), Cards(dataset)
-    people = shoppers(having, dataset, cards)
-    confused = confusions(having, dataset, cards)
+    split = Split(dataset, run.config.data.max_history, run.config.data.split)
+    people = shoppers(having, split, cards)
+    confused = confusions(having, split, cards)
     note = "" if people else "None of these runs keeps embeddings, so no shoppers are shown."
     return dataset.name, Items(note, people, confused, maps(having, dataset), cards.pictures)

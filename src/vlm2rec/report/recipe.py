@@ -55,9 +55,12 @@ def versions(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def fingerprints(comparison: Comparison) -> list[tuple[str, str]]:
-    """(of what, fingerprint): the data, and the backbone weights of each method that has some."""
+    """(of what, fingerprint): the data, its split, and the backbone weights of each method that has some."""
     first = comparison.methods[0].runs[0]
-    found = [("data", str(first.manifest.get("data", {}).get("fingerprint", "")))]
+    data = first.manifest.get("data", {})
+    found = [("data", str(data.get("fingerprint", "")))]
+    if "split" in data and data["split"]["fingerprint"] != data["fingerprint"]:  # leave-one-out has that of the data
+        found.append(("split", str(data["split"]["fingerprint"])))
     weights = {
         str(run.manifest["backbone"]["fingerprint"])
         for method in comparison.methods

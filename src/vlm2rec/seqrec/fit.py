@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from vlm2rec.config import EvaluationConfig, SeqRecConfig, TrainingConfig
 from vlm2rec.data.candidates import draw_candidates
-from vlm2rec.data.splits import Split, Which, sample_users
+from vlm2rec.data.splits import Split, Which
 from vlm2rec.metrics import count, summarise
 from vlm2rec.seqrec.items import Items, Norm, Phase
 from vlm2rec.seqrec.models import LEARNING_RATES, GRU4Rec, Kind, SASRec
@@ -88,7 +88,7 @@ def fit_sequential(
     """Fit a model from `items()` for every learning rate of the settings and return the one that validates best.
 
     What is written under `folder` lets a killed fit continue. The weights of the epoch with the best N@20 on the
-    `sampled` candidates of the validation targets are kept; S[-1] is never looked at.
+    `sampled` candidates of the validation targets are kept; test targets are never looked at.
     """
     best: SequenceModel | None = None
     rates = settings.lr or LEARNING_RATES[kind]
@@ -225,10 +225,9 @@ def bce(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> Te
 
 
 def _validate(model: SequenceModel, split: Split, evaluation: EvaluationConfig) -> Callable[[int], Mapping[str, float]]:
-    users = sample_users(split.n_users, evaluation.validation_users, evaluation.candidate_seed, "validation")
+    users = split.sample("validation", evaluation.validation_users, evaluation.candidate_seed, "validation")
     drawn = draw_candidates(split, users, "validation", "sampled", evaluation.candidate_seed)
-    targets = np.array([[split.target(int(user), "validation")] for user in users])
-    listed = np.concatenate([targets, np.maximum(drawn, 0)], axis=1)
+    listed = np.column_stack([split.targets_of(users, "validation"), np.maximum(drawn, 0)])
 
     def validate(epoch: int) -> Mapping[str, float]:
         scorer = model.scorer(users, "validation")

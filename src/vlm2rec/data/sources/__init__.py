@@ -4,15 +4,20 @@ A source only finds and reads. Checking, cleaning, dropping, the k-core and the 
 source, so a new one is one file here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import polars as pl
 
+from vlm2rec.data.sources.broken import Broken
+
 if TYPE_CHECKING:
     from PIL import Image
+
+LINE = "line"
+"""Column of a table that says which line of its file a row comes from, counted from 1; without it, rows are counted."""
 
 
 @dataclass(frozen=True)
@@ -21,25 +26,41 @@ class RawData:
 
     Attributes:
         name: what the data set is called.
-        items: columns `item_id`, `title`, `image` (null or empty: no picture); others are kept. Row order is kept.
-        interactions: columns `user_id`, `item_id`, `timestamp`; others are kept. Row order breaks ties of time.
-        pictures: where an `image` value leads: a folder that holds a file of that name, or a function that draws
-            it (called with the `image` value, from one thread). None: there are no pictures.
+        items: columns `item_id`, `title`, `image` (null or empty: no picture) and, where pictures can be fetched,
+            `url`; others are kept. Row order is kept. A function is called with the ids of the items that can matter
+            (those that survive the k-core of the log alone, a Series of text) and may leave out the others.
+        interactions: columns `user_id`, `item_id`, `timestamp`; others are kept. Row order breaks ties of time. Too
+            many for one table: an iterable of tables of equal columns, read once, in order.
+        pictures: where an `image` value leads: a folder or an archive (.zip, .tar) that holds a file of that name, or
+            a function that draws it (called with the `image` value, from one thread). None: there are no pictures.
         items_from: what an error message calls the items table (a file path).
         interactions_from: the same for the interactions.
+        files: the raw files, whose hashes go into the manifest.
+        broken: lines that could not be read; what the common checks find is added.
+        copies: whether an event that is there twice, to the item and the time, is a copy to leave out.
+        published: users, items and interactions that others count in the 5-core of this log, before anything else is
+            dropped; None where nobody says.
+        time_format: how times are written where they are text, for `strptime`; None: numbers, or as ISO 8601 has it.
+        time_unit: s, ms, us or ns, where times are numbers; None: seen from their size.
     """
 
     name: str
-    items: pl.DataFrame
-    interactions: pl.DataFrame
+    items: pl.DataFrame | Callable[[pl.Series], pl.DataFrame]
+    interactions: pl.DataFrame | Iterable[pl.DataFrame]
     pictures: "Path | Callable[[str], Image.Image] | None" = None
     items_from: str = "items"
     interactions_from: str = "interactions"
+    files: Sequence[Path] = ()
+    broken: Broken = field(default_factory=Broken)
+    copies: bool = False
+    published: Mapping[str, int] | None = None
+    time_format: str | None = None
+    time_unit: str | None = None
 
 
 class Source(Protocol):
     """Anything that can be read into a `RawData`."""
 
     def read(self) -> RawData:
-        """Read it all. Raises InputError where a file is missing or unreadable."""
+        """Find the files and open them. Raises InputError where one is missing or unreadable."""
         ...

@@ -1,49 +1,89 @@
-"""The `local` source: a folder with an items table, an interactions table and `images/`."""
+"""The `local` source: a folder with an items table, an interactions table and pictures."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
 from vlm2rec.data.images import INDEX
-from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources import LINE, RawData
+from vlm2rec.data.sources.broken import Broken
+from vlm2rec.data.sources.json_lines import read_json_lines
+from vlm2rec.data.sources.quoted import read_quoted
 from vlm2rec.errors import InputError
 
-_ENDINGS = ("parquet", "csv", "jsonl")
-# Read as text whatever they look like: an id "0002844" is not the number 2844.
-_TEXT = ("item_id", "user_id", "title", "image", "timestamp")
+CHUNK = 1 << 20
+"""Rows of Parquet that are read at a time."""
+_ENDINGS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+_FLAT = ("user_id", "item_id", "timestamp", "title", "image", "url")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+
+TimeUnit = Literal["s", "ms", "us", "ns"]
 
 
 @dataclass(frozen=True)
 class Local:
-    """A folder of one's own: `items` and `interactions` (.parquet, .csv or .jsonl) and the pictures in `images/`.
+    """A folder of one's own: `items` and `interactions` (.parquet, .csv or .jsonl, the latter two also .gz), `images/`.
 
-    `items` has the columns `item_id`, `title`, `image` (a file name under `images/`), `interactions` has `user_id`,
-    `item_id`, `timestamp`. Further columns are kept.
+    `items` has the columns `item_id`, `title` and `image` (a file name under `images/`, with or without its ending),
+    `interactions` has `user_id`, `item_id` and `timestamp`. Further columns are kept. `items` may have `url`, where a
+    picture can be fetched; without a column `image` it is then named by its item's id. Interactions may also be a
+    folder `interactions/` of Parquet files, read in the order of their names; lines are counted through all of them.
+    Pictures may stay in `images.zip` or `images.tar`. Of CSV and JSON lines all columns are text.
+
+    Attributes:
+        path: the folder.
+        columns: our name -> the name a column has in the files; applies to either table that has it. A column that has
+            our name already gives way.
+        time_format: how times are written where they are text, for `strptime`.
+        time_unit: what times count where they are numbers; None: seen from their size.
     """
 
     path: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    time_format: str | None = None
+    time_unit: TimeUnit | None = None
 
     def read(self) -> RawData:
-        """Read both tables. Raises InputError if the folder or a table is missing or unreadable."""
+        """Open both tables. Raises InputError if the folder, a table or a column named is missing or unreadable."""
         if not self.path.is_dir():
             raise InputError(
                 f"{self.path}: no such folder; give one with items.parquet, interactions.parquet and images/"
             )
         if (self.path / INDEX).is_file() and (self.path / "manifest.json").is_file():
             raise InputError(f"{self.path}: is prepared already; use it as data.path, or prepare from the raw folder")
-        items, interactions = (self._table(name) for name in ("items", "interactions"))
+        items_path, interactions_path = self._table("items"), self._table("interactions")
+        broken = Broken()
+        flat = [self.columns.get(name, name) for name in _FLAT]
+        items = pl.concat(_tables(items_path, broken, flat))
+        parts = _parts(interactions_path)
+        chunks = _parquet(parts, broken, interactions_path) if parts else _tables(interactions_path, broken, flat)
+        first = next(chunks)
+        check_columns(self.columns, [*items.columns, *first.columns], f"{items_path.name} nor {interactions_path.name}")
+        items = renamed(items, self.columns)
+        if "url" in items.columns and "image" not in items.columns and "item_id" in items.columns:
+            items = items.with_columns(image=pl.col("item_id"))
         return RawData(
             name=self.path.resolve().name,
-            items=read_table(items),
-            interactions=read_table(interactions),
-            pictures=self.path / "images",
-            items_from=str(items),
-            interactions_from=str(interactions),
+            items=items,
+            interactions=(renamed(table, self.columns) for table in chain([first], chunks)),
+            pictures=pictures_in(self.path),
+            items_from=str(items_path),
+            interactions_from=str(interactions_path),
+            files=[items_path, *(parts or [interactions_path])],
+            broken=broken,
+            time_format=self.time_format,
+            time_unit=self.time_unit,
         )
 
     def _table(self, name: str) -> Path:
-        found = [path for ending in _ENDINGS if (path := self.path / f"{name}.{ending}").is_file()]
+        found = [path for ending in _ENDINGS if (path := self.path / f"{name}{ending}").is_file()]
+        if name == "interactions" and (self.path / name).is_dir():
+            found.append(self.path / name)
         if not found:
             raise InputError(f"{self.path}: has no {name}.parquet, {name}.csv or {name}.jsonl; add one")
         if len(found) > 1:
@@ -52,15 +92,101 @@ class Local:
 
 
 def read_table(path: Path) -> pl.DataFrame:
-    """Read a Parquet, CSV or JSON-lines table. Raises InputError with the first line of what went wrong."""
+    """Read a whole Parquet, CSV or JSON-lines table, of the latter two all columns as text.
+
+    Raises InputError with what is wrong first: here no line may be broken.
+    """
+    broken = Broken()
+    table = pl.concat(_tables(path, broken, _FLAT)).drop(LINE, strict=False)
+    for _, line, reason, text in broken.table().iter_rows():
+        raise InputError(f"{path}: line {line:,} cannot be read: {reason}: {text!r}; mend it or leave it out")
+    return table
+
+
+def check_columns(columns: Mapping[str, str], there: Iterable[str], where: str) -> None:
+    """Raise InputError if a column that is given our name is in neither table; `where` is what they are called."""
+    names = dict.fromkeys(name for name in there if name != LINE)
+    for ours, theirs in columns.items():
+        if theirs not in names:
+            near = get_close_matches(theirs, names, 1)
+            help_ = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+            raise InputError(f"--columns {ours}={theirs}: neither {where} has a column {theirs}; {help_}")
+
+
+def renamed(table: pl.DataFrame, columns: Mapping[str, str]) -> pl.DataFrame:
+    """The table with our name -> theirs applied, as far as it has the columns; the renamed ones come first."""
+    ours = {name: theirs for name, theirs in columns.items() if theirs in table.columns}
+    others = [name for name in table.columns if name not in ours and name not in ours.values()]
+    return table.select(*(pl.col(theirs).alias(name) for name, theirs in ours.items()), *others)
+
+
+def pictures_in(folder: Path, *names: str) -> Path:
+    """Where a raw folder keeps its pictures: `images/` or an archive of that name, or of other `names`.
+
+    Raises InputError if there is more than one such place. What is not there is `images/`: a place to put them.
+    """
+    places = [folder / f"{name}{ending}" for name in ("images", *names) for ending in ("", *_ARCHIVES)]
+    found = [place for place in places if place.exists()]
+    if len(found) > 1:
+        raise InputError(f"{folder}: has pictures in both {found[0].name} and {found[1].name}; keep one of them")
+    return found[0] if found else folder / "images"
+
+
+def _tables(path: Path, broken: Broken, flat: Sequence[str]) -> Iterator[pl.DataFrame]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".csv"):
+        return read_quoted(path, broken)
+    if name.endswith(".jsonl"):
+        return read_json_lines(path, broken, flat=flat)
+    return iter([_read_parquet(path)])
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    """A whole Parquet file, rows not numbered: what counts them does so from the first."""
     try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path)
-        if path.suffix == ".jsonl":
-            return pl.read_ndjson(path, infer_schema_length=None)
-        columns = pl.read_csv(path, n_rows=0, infer_schema=False).columns
-        text = {name: pl.String for name in _TEXT if name in columns}
-        return pl.read_csv(path, schema_overrides=text, infer_schema_length=None)
+        _check_names(path, list(pl.read_parquet_schema(path)))
+        return pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {reason}") from None
+        raise _unreadable(path, error) from None
+
+
+def _parts(path: Path) -> list[Path]:
+    """The Parquet files that hold the interactions; none if they are no Parquet."""
+    if path.is_file():
+        return [path] if path.suffix == ".parquet" else []
+    parts = sorted(part for part in path.glob("*.parquet") if part.is_file())
+    if not parts:
+        raise InputError(f"{path}: has no .parquet files; put some there, or give interactions.csv beside it")
+    return parts
+
+
+def _parquet(parts: Sequence[Path], broken: Broken, where: Path) -> Iterator[pl.DataFrame]:
+    """Rows of Parquet files of equal columns, numbered through all of them; at least one table."""
+    schema: pl.Schema | None = None
+    done = 0
+    for part in parts:
+        try:
+            own = pl.read_parquet_schema(part)
+            _check_names(part, list(own))
+            if schema is None:
+                schema = pl.Schema(own)
+                yield pl.DataFrame(schema={**schema, LINE: pl.Int64})
+            if dict(own) != dict(schema):
+                raise InputError(f"{part}: its columns differ from those of {parts[0].name}; give all the same")
+            batches = pl.scan_parquet(part, glob=False).select(*schema).collect_batches(chunk_size=CHUNK)
+            for table in batches:
+                broken.count(str(where), table.height)
+                yield table.with_columns(pl.int_range(done + 1, done + 1 + table.height, dtype=pl.Int64).alias(LINE))
+                done += table.height
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            raise _unreadable(part, error) from None
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    if LINE in names:
+        raise InputError(f"{path}: has a column {LINE}, which is the name for line numbers here; rename it")
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return InputError(f"{path}: cannot be read as {path.suffix[1:]}: {reason}")

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from vlm2rec.backbones.load import towers
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.config import NoteLLM2 as Settings
+from vlm2rec.data.cooccurrence import best_pairs
+from vlm2rec.data.ragged import Ragged
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import ItemEmbedder, need_pictures, need_titles
 from vlm2rec.methods.notellm2.model import PairLoss, RecordEmbedder
-from vlm2rec.methods.notellm2.pairs import PairBatches, co_occurrence, neighbours
+from vlm2rec.methods.notellm2.pairs import PairBatches
 from vlm2rec.runs import Run
 from vlm2rec.training.batches import Samples
 from vlm2rec.training.gradcache import backward_in_parts
@@ -107,10 +109,12 @@ class NoteLLM2(ItemEmbedder):
         """Pairs of the training users, within `data.max_history` events of S[:-2]."""
         settings, split = self.settings, self.split
         users = Samples(split, self.config.training, self.config.seed).users
-        found, scores = co_occurrence([split.train[user] for user in users], split.n_items, split.max_history)
-        chosen = neighbours(found, scores, settings.neighbours, settings.min_count)
+        sequences = Ragged(split.train.values, split.train.starts[users], split.train.lengths[users])
+        chosen, highest = best_pairs(
+            sequences, split.n_items, split.max_history, settings.neighbours, settings.min_count
+        )
         if not len(chosen):
-            best = f"the highest score is {scores.max():.3g}" if len(scores) else "no user has two different items"
+            best = f"the highest score is {highest:.3g}" if highest else "no user has two different items"
             raise InputError(
                 f"{split.dataset.path}: no pair of items scores above method.min_count = {settings.min_count:g} in the"
                 f" training histories ({best}); lower it"

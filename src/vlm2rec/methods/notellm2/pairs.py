@@ -1,47 +1,18 @@
-"""Pairs of items that shoppers take one after the other, and batches of them (NoteLLM-2's training data)."""
+"""Batches of pairs of items that shoppers take one after the other (NoteLLM-2's training data)."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm2rec.training.batches import shuffled
+
 Ints = NDArray[np.int64]
-
-
-def co_occurrence(sequences: Sequence[np.ndarray], n_items: int, window: int) -> tuple[Ints, NDArray[np.float64]]:
-    """Ordered pairs `(n, 2)` of item indices, A then B, ascending, and their scores `(n,)`.
-
-    `s(A, B) = sum of 1 / |S_u|` over the users u in whose sequence B comes at most `window` events after A; each user
-    counts once a pair, whoever buys much counts less. An item is no pair with itself.
-    """
-    lengths = np.array([len(sequence) for sequence in sequences])
-    users = np.repeat(np.arange(len(sequences)), lengths)
-    items = np.concatenate(sequences).astype(np.int64)
-    codes = [np.empty(0, np.int64)]
-    for gap in range(1, min(window, int(lengths.max()) - 1) + 1):
-        before, after = items[:-gap], items[gap:]
-        kept = (users[:-gap] == users[gap:]) & (before != after)
-        codes.append((before[kept] * n_items + after[kept]) * len(sequences) + users[:-gap][kept])
-    pair, user = np.divmod(np.unique(np.concatenate(codes)), len(sequences))
-    distinct, place = np.unique(pair, return_inverse=True)
-    scores = np.bincount(place, weights=1 / lengths[user], minlength=len(distinct)).astype(np.float64)
-    return np.stack(np.divmod(distinct, n_items), axis=1), scores
-
-
-def neighbours(pairs: Ints, scores: NDArray[np.float64], count: int, above: float) -> Ints:
-    """The `count` best pairs `(m, 2)` of each first item among those that score more than `above`.
-
-    In order of the first item, then falling score, then the second item.
-    """
-    pairs, scores = pairs[scores > above], scores[scores > above]
-    first, second = pairs.T
-    order = np.lexsort((second, -scores, first))
-    first = first[order]
-    rank = np.arange(len(order)) - np.searchsorted(first, first)
-    chosen: Ints = pairs[order[rank < count]]
-    return chosen
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,6 +34,9 @@ class PairBatches:
     A pair whose item is in the batch already waits for the next one. Where a small catalogue leaves too few others it
     is taken all the same. Two items that are a pair, in either order and in this batch or not, are never each other's
     negatives, nor is an item its own.
+
+    In memory are 32 bytes a pair, and some 50 for each that waits. Batches are filled one after the other, up to the
+    one that is asked for.
     """
 
     def __init__(self, pairs: Ints, n_items: int, size: int, seed: int) -> None:
@@ -70,8 +44,8 @@ class PairBatches:
         self.size = size
         self._n_items = n_items
         self._seed = seed
-        self._known = np.unique(np.concatenate([self._codes(*pairs.T), self._codes(*pairs.T[::-1])]))
-        self._epoch: tuple[int, list[list[int]]] | None = None
+        self._known = np.sort(self._codes(*pairs.T))
+        self._epoch: _Epoch | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,35 +55,91 @@ class PairBatches:
     def batch(self, step: int) -> PairBatch:
         """The batch of a step, counted from 0 over all epochs."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._fill(np.random.default_rng([self._seed, epoch])))
-        members = self.pairs[self._epoch[1][place]].T.reshape(-1)
+        if self._epoch is None or self._epoch.number != epoch:
+            self._epoch = None  # two epochs need not stand in memory together
+            order = shuffled(len(self.pairs), np.random.default_rng([self._seed, epoch]))
+            rows = np.empty((self.steps_per_epoch, min(self.size, len(order))), order.dtype)
+            self._epoch = _Epoch(epoch, rows, self._filled(order))
+        members = self.pairs[self._epoch.batch(place)].T.reshape(-1)
         items, rows = np.unique(members, return_inverse=True)
         codes = self._codes(members[:, None], members[None, :])
-        near = self._known[np.minimum(np.searchsorted(self._known, codes), len(self._known) - 1)]
-        negatives = (members[:, None] != members[None, :]) & (near != codes)
+        known = self._known[np.minimum(np.searchsorted(self._known, codes), len(self._known) - 1)] == codes
+        negatives = (members[:, None] != members[None, :]) & ~(known | known.T)
         return PairBatch(items.tolist(), rows.astype(np.int64), negatives)
 
     def _codes(self, first: Ints, second: Ints) -> Ints:
         return first * self._n_items + second
 
-    def _fill(self, rng: np.random.Generator) -> list[list[int]]:
-        """Row numbers of `pairs`, batch by batch."""
-        waiting = deque(rng.permutation(len(self.pairs)).tolist())
-        members = self.pairs.tolist()
-        batches = []
+    def _filled(self, order: NDArray[np.integer]) -> Iterator[list[int]]:
+        """Row numbers of `pairs`, batch by batch: each takes, in order, what shares no item with what it has already.
+
+        What was passed over waits in the queue of an item that stood in its way. While a batch has that item the whole
+        queue is passed over at once: items that are in very many pairs would else be looked at for every batch.
+        """
+        queues: defaultdict[int, list[tuple[int, int, int, int]]] = defaultdict(list)  # heaps: place, row, both items
+        heads: list[
+            tuple[int, int]
+        ] = []  # heap of each queue's first place and its item; outdated ones are passed over
+        fresh = self._members(order)
+
+        def wait(item: int, pair: tuple[int, int, int, int]) -> None:
+            heappush(queues[item], pair)
+            if queues[item][0] is pair:
+                heappush(heads, (pair[0], item))
+
+        def first_waiting(taken: Set[int], blocked: set[int]) -> tuple[int, int, int, int] | None:
+            while heads:
+                place, item = heappop(heads)
+                queue = queues[item]
+                if not queue or queue[0][0] != place:
+                    continue
+                if item in taken:
+                    blocked.add(item)
+                    continue
+                pair = heappop(queue)
+                if queue:
+                    heappush(heads, (queue[0][0], item))
+                return pair
+            return None
+
         for _ in range(self.steps_per_epoch):
             batch: list[int] = []
-            put_off: list[int] = []
             taken: set[int] = set()
-            while waiting and len(batch) < self.size:
-                row = waiting.popleft()
-                if taken.isdisjoint(members[row]):
-                    batch.append(row)
-                    taken.update(members[row])
+            blocked: set[int] = set()
+            while len(batch) < self.size and (pair := first_waiting(taken, blocked) or next(fresh, None)):
+                _, row, first, second = pair
+                if first in taken:
+                    wait(first, pair)
+                elif second in taken:
+                    wait(second, pair)
                 else:
-                    put_off.append(row)
-            missing = self.size - len(batch)
-            batches.append(batch + put_off[:missing])
-            waiting.extendleft(reversed(put_off[missing:]))
-        return batches
+                    batch.append(row)
+                    taken.update((first, second))
+            for item in blocked:
+                heappush(heads, (queues[item][0][0], item))
+            while len(batch) < self.size and (pair := first_waiting(frozenset(), blocked)):
+                batch.append(pair[1])
+            yield batch
+
+    def _members(self, order: NDArray[np.integer]) -> Iterator[tuple[int, int, int, int]]:
+        """Place, row, first and second item of pairs in some order; as Python's numbers only a few at a time."""
+        for start in range(0, len(order), _AT_ONCE):
+            rows = order[start : start + _AT_ONCE]
+            yield from zip(count(start), rows.tolist(), *self.pairs[rows].T.tolist(), strict=False)
+
+
+@dataclass
+class _Epoch:
+    """Batches of an epoch, `rows` `(steps, size)`, of which the first `made` are there."""
+
+    number: int
+    rows: NDArray[np.integer]
+    source: Iterator[list[int]]
+    made: int = 0
+
+    def batch(self, place: int) -> NDArray[np.integer]:
+        while self.made <= place:
+            self.rows[self.made] = next(self.source)
+            self.made += 1
+        own: NDArray[np.integer] = self.rows[place]
+        return own

@@ -23,7 +23,7 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import Embedder, need_pictures, need_titles
+from vlm2rec.methods.base import Embedder, need_pictures, need_titles, validation_users
 from vlm2rec.methods.slim.answers import Writer, collect, key_of
 from vlm2rec.methods.slim.distillation import Example, distillation_step, label
 from vlm2rec.methods.slim.fusion import FusedItems
@@ -44,8 +44,8 @@ class SLIM(Embedder):
     def __init__(self, config: Config, split: Split) -> None:
         super().__init__(config, split)
         self.shelf = Shelf(split.dataset)
-        self.learners = np.array([u for u in range(split.n_users) if len(split.train[u]) >= 2], dtype=np.int64)
-        """Users with something before the last item of S[:-2]."""
+        self.learners = np.flatnonzero(split.train.lengths >= 2)
+        """Users with something before their last training event."""
         self._student: Encoder | None = None
         self._teacher: Teacher | None = None
         self._text_encoder: TextEncoder | None = None
@@ -77,12 +77,10 @@ class SLIM(Embedder):
         if trained:
             return
         if not len(self.learners):
-            raise InputError(
-                f"{self.split.dataset.path}: no user has two events before the last two, so nothing can be trained"
-            )
+            raise InputError(f"{self.split.dataset.path}: no user has two training events, so nothing can be trained")
         self._student = self._build(self.config.backbone)
         writer = Writer(self._student, self.shelf, settings.max_new_tokens)
-        writer.check(self.questions(np.arange(self.split.n_users), "test"))
+        writer.check(self.questions(self.split.able("test"), "test"))
         self._teacher = self._build_teacher(self._student)
         self._teacher.check(self.questions(self.labelled(), "train", teacher_question))
 
@@ -191,9 +189,7 @@ class SLIM(Embedder):
 
     def _fitted(self) -> dict[Phase, np.ndarray]:
         """Whose rationales a sequential model needs before it is tested."""
-        chosen = self.config.evaluation
-        validation = sample_users(self.split.n_users, chosen.validation_users, chosen.candidate_seed, "validation")
-        return {"train": self.learners, "validation": validation}
+        return {"train": self.learners, "validation": validation_users(self.config, self.split, None)}
 
     def _taught(self, run: Run, student: Encoder) -> tuple[list[Example], dict[str, Any]]:
         """What the student is to learn, and what the manifest keeps of the teacher, who is needed no more."""

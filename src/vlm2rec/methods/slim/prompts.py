@@ -93,7 +93,7 @@ def student_question(shelf: Shelf, history: Sequence[int], pictures: bool) -> Qu
 def history_at(split: Split, user: int, phase: Phase) -> list[int]:
     """The history that a rationale of `phase` is about, oldest first, at most `max_history` items.
 
-    In training it is what precedes the last item of S[:-2]; empty where S[:-2] is one item.
+    In training it is what precedes the last training event; empty where there is one alone.
     """
     if phase == "train":
         return [int(item) for item in split.train[user][:-1][-split.max_history :]]

@@ -1,0 +1,207 @@
+"""The stages of a preparation, from what a source gives to a directory."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vlm2rec.data import images
+from vlm2rec.data.dataset import BROKEN
+from vlm2rec.data.draft import Draft
+from vlm2rec.data.fetching import Fetching
+from vlm2rec.data.journal import stem_of
+from vlm2rec.data.kcore import Mask, copies, core
+from vlm2rec.data.log import Log, read_log
+from vlm2rec.data.origin import stamp
+from vlm2rec.data.picture_files import open_pictures
+from vlm2rec.data.sampling import sample_users
+from vlm2rec.data.sources import LINE, RawData
+from vlm2rec.data.stock import BROKEN as BROKEN_PICTURE
+from vlm2rec.data.stock import MISSING, PLACEHOLDER, Stock
+from vlm2rec.data.tables import clean_items, texts_of
+from vlm2rec.data.writing import write_directory
+from vlm2rec.errors import InputError
+
+Progress = Callable[[str, int, int | None], None]
+"""Told what is being done, how much of it is done, and how much there is (None: nobody knows)."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """One preparation; `write` is all of it, the other methods are its stages."""
+
+    raw: RawData
+    options: dict[str, Any]
+    fetching: Fetching | None
+    bad_lines: float
+    progress: Progress
+    notice: Callable[[str], None]
+
+    def write(self, folder: Path, files: list[dict[str, Any]] | None) -> None:
+        """Everything, into an empty folder; `files` is what `origin` says of the raw files."""
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        log = read_log(self.raw, scratch, self.options["min_rating"], lambda n: self.progress("events read", n, None))
+        aside, reasons = self._aside(log)
+        user = np.where(aside, np.int32(-1), log.user) if aside.any() else log.user
+        alone = self._alone(log, user)
+        draft = Draft.of(self.raw, self.options, log, user, self._stock(log, alone), alone)
+        self.raw.broken.refuse_many(self.bad_lines)
+        if self.fetching is not None:
+            self._fetch(draft, self.fetching)
+        # Only survivors are decoded. A broken picture can cost an item its place and, through the k-core, more items;
+        # what is left is always a part of what was decoded, so one decoding is enough.
+        rows = np.flatnonzero(draft.cut().items)
+        bare = self._pack(folder, draft.stock, rows)
+        kept = draft.cut()
+        images.keep(folder, np.flatnonzero(kept.items[rows]), bare)
+        reasons["item not in the catalogue"] = draft.unlisted_events
+        write_directory(
+            folder,
+            self.raw.name,
+            draft.stock.items.filter(pl.Series(kept.items)),
+            draft.events(kept),
+            draft.dropped(kept),
+            {name: self.options[name] for name in ("picture_size", "picture_fit")},
+            {
+                "raw": draft.raw_counts(),
+                "left_out": {why: n for why, n in reasons.items() if n},
+                "broken": self._say_broken(folder),
+                "time_unit": log.time_unit,
+                "options": self.options,
+                "made_from": {"files": files, "pictures": stamp(self.raw)},
+            },
+            lambda done, total: self.progress("events written", done, total),
+        )
+        shutil.rmtree(scratch)
+
+    def _aside(self, log: Log) -> tuple[Mask, dict[str, int]]:
+        """Events that do not count `(n_events,)`, and how many do not, by reason."""
+        aside, reasons = np.zeros(len(log.user), bool), dict(log.left_out)
+        if self.raw.copies:
+            aside = copies(log.user, log.item, log.time)
+            reasons["copy of an earlier event"] = int(aside.sum())
+        if self.options["users"] is not None:
+            drawn = np.zeros(len(log.user_ids), bool)
+            drawn[sample_users(len(drawn), self.options["users"], self.options["seed"], "prepare")] = True
+            aside |= ~drawn[log.user]
+        return aside, reasons
+
+    def _alone(self, log: Log, user: NDArray[np.int32]) -> Mask:
+        """Items `(n items of the log,)` that survive the k-core of the log by itself, which others may have counted.
+
+        All items, where nobody has and the catalogue is read whole anyway.
+        """
+        everything, k = np.ones(len(log.item_ids), bool), self.options["k_core"]
+        published = self.raw.published
+        if not callable(self.raw.items) and published is None:
+            return everything
+        alone = core(user, log.item, everything, len(log.user_ids), k)
+        whole = self.options["users"] is None and self.options["min_rating"] is None
+        if published is not None and k == 5 and whole:
+            found = {"users": alone.users.sum(), "items": alone.items.sum(), "interactions": alone.events.sum()}
+            line = "5-core of the log alone: " + ", ".join(f"{int(n):,} {name}" for name, n in found.items())
+            if any(found[name] != published[name] for name in found):
+                wanted = ", ".join(f"{published[name]:,} {name}" for name in found)
+                self.notice(f"warning: {line}; published are {wanted}")
+            else:
+                self.notice(f"{line}, as published")
+        return alone.items
+
+    def _stock(self, log: Log, alone: Mask) -> Stock:
+        """The items, and which of them have a picture so far."""
+        raw, where, require = self.raw, self.raw.items_from, self.options["require"]
+        self.progress("reading items", 0, None)
+        items = raw.items(log.item_ids.filter(pl.Series(alone))) if callable(raw.items) else raw.items
+        items = clean_items(self._with_ids(items), where, tuple(part for part in require if part != "any"))
+        if items.is_empty():
+            raise InputError(f"{where}: has no rows of items that are in {raw.interactions_from}; add some")
+        place, url = raw.pictures, "url" in items.columns
+        nowhere = isinstance(place, Path) and not place.exists() and self.fetching is None
+        if "image" in require and nowhere and (items["image"] != "").any():
+            fetching = "pass --download-images, " if url else ""
+            raise InputError(f"{place}: no such folder; put the pictures there, {fetching}or pass --require title")
+        album = open_pictures(place)
+        there = album.has(items["image"])
+        if url and not there.all():  # what was fetched is named by the item
+            named = pl.DataFrame([items["image"], items["item_id"].map_elements(stem_of, pl.String).alias("stem")])
+            fetched = pl.Series(~there & album.has(named["stem"]))
+            items = items.with_columns(named.select(image=pl.when(fetched).then("stem").otherwise("image")))
+            there |= fetched.to_numpy()
+        return Stock.of(items, require, there)
+
+    def _with_ids(self, items: pl.DataFrame) -> pl.DataFrame:
+        """The rows that have an id; the others are listed."""
+        where, broken = self.raw.items_from, self.raw.broken
+        if "item_id" not in items.columns:
+            return items
+        ids = texts_of(items, "item_id", where)
+        empty = ids.is_null() | (ids == "")
+        line = pl.Series(np.arange(1, items.height + 1))
+        if LINE in items.columns:
+            line, items = items[LINE], items.drop(LINE)
+        elif where not in broken.read:
+            broken.count(where, items.height)
+        broken.add_many(where, line.filter(empty), "item_id is empty", ids.filter(empty))
+        return items.filter(~empty)
+
+    def _fetch(self, draft: Draft, fetching: Fetching) -> None:
+        """Fetch the pictures of the items that would survive if all their pictures came."""
+        from vlm2rec.data.download import download
+
+        place, stock = self.raw.pictures, draft.stock
+        if not isinstance(place, Path) or "url" not in stock.items.columns:
+            raise InputError(f"{self.raw.items_from}: names no addresses of pictures; leave --download-images out")
+        if place.is_file():
+            raise InputError(f"{place}: pictures can only be fetched into a folder; unpack it, or leave the option out")
+        wanted = (stock.lost == MISSING).fill_null(False)
+        hoped = Stock(stock.items, stock.require, stock.lost.set(wanted, None))
+        rows = np.flatnonzero(draft.core(hoped.usable).items & wanted.to_numpy())
+        table = stock.items[rows].select(name="item_id", url="url")
+        found = download(table, place, fetching, lambda done, total: self.progress("pictures fetched", done, total))
+        here = found["reason"].is_null().to_numpy()
+        stock.find(rows[here], found["file"].filter(pl.Series(here)))
+        stock.lose(rows[~here], "picture not fetched: " + found["reason"].filter(pl.Series(~here)))
+        if not here.all():
+            common = found["reason"].drop_nulls().value_counts(sort=True).row(0)
+            failed = int((~here).sum())
+            self.notice(
+                f"{failed:,} of {len(rows):,} pictures could not be fetched, {common[1]:,} of them for one reason:"
+                f" {common[0]}; dropped.parquet and {place / 'downloads.jsonl'} say more"
+            )
+
+    def _pack(self, folder: Path, stock: Stock, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Decode the pictures of some items; those that are broken or placeholders are lost. Returns which are packed
+        all the same, counted among `rows`.
+        """
+        names = stock.items["image"][rows].set(stock.lost[rows].is_not_null(), None)
+        size, fit = self.options["picture_size"], self.options["picture_fit"]
+        album, tell = open_pictures(self.raw.pictures), self.progress
+        broken = images.pack(folder, album, names.to_list(), size, fit, lambda n, total: tell("pictures", n, total))
+        stock.lose(rows[broken], BROKEN_PICTURE)
+        if not self.options["drop_placeholders"]:
+            return rows[:0]
+        from vlm2rec.data.lookalikes import placeholder_rows
+
+        found = placeholder_rows(folder, stock.items["title"][rows])["row"].to_numpy().astype(np.int64)
+        stock.lose(rows[found], PLACEHOLDER)
+        return found
+
+    def _say_broken(self, folder: Path) -> dict[str, dict[str, int]]:
+        """Write `broken.parquet` if any line is broken, say so, and return how many are, file by file."""
+        table, counts = self.raw.broken.table(), {}
+        if len(table):
+            table.write_parquet(folder / BROKEN)
+        for (file,), own in table.group_by("file", maintain_order=True):
+            lines, name = self.raw.broken.read.get(str(file), 0), Path(str(file)).name
+            counts[name] = {"lines": lines, "broken": own.height}
+            self.notice(
+                f"{file}: {own.height:,} of {lines:,} lines cannot be read and are left out, the first is line"
+                f" {own['line'][0]:,} ({own['reason'][0]}); {BROKEN} lists them"
+            )
+        return counts
