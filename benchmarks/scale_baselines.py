@@ -174,6 +174,7 @@ def ranking(method: PopRec | ItemKNN | Random) -> Callable[[Split, argparse.Name
         yield "fitted, on events", int(split.train.lengths.sum())
         rank_users(scorer, split, users, "test", 0, ("sampled", "matched"))
         yield "ranked on two times 100, users", len(users)
+        del scorer  # two need not stand in memory together
         users = some(split, given.full)
         scorer = counting_scorer(method, split, users, "test", 0)
         yield "fitted again, on events", int(split.train.lengths.sum())

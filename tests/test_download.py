@@ -22,13 +22,13 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nasty_server import NastyServer, picture, serving
+from nasty_server import NastyServer, bomb, picture, serving
 from PIL import Image
 
 from vlm2rec.data import addresses
 from vlm2rec.data.addresses import CheckedNetwork, Refused, is_open
 from vlm2rec.data.download import download
-from vlm2rec.data.fetching import ENDINGS, Failure, Fetching, look
+from vlm2rec.data.fetching import ENDINGS, Failure, Fetching, _unpacker, look
 from vlm2rec.data.hosts import Errand, Turns
 from vlm2rec.data.journal import JOURNAL, SCHEMA, open_journal, stem_of
 from vlm2rec.errors import InputError
@@ -269,7 +269,7 @@ CHILD = """
     import sys
     from pathlib import Path
     from vlm2rec.data.download import download
-    from vlm2rec.data.fetching import ENDINGS, Failure, Fetching, look
+    from vlm2rec.data.fetching import ENDINGS, Failure, Fetching, _unpacker, look
     address, folder = sys.argv[1:]
     wanted = {str(k): f"{address}/{'good' if k % 4 else '404'}/{k}" for k in range(400)}
     download(wanted, Path(folder), Fetching(private=True))
@@ -503,6 +503,10 @@ def test_a_picture_cut_anywhere_is_noticed(kind):
         with pytest.raises(Failure) as failure:
             look(content[:end], 10**6)
         assert failure.value.permanent
+
+
+def test_a_packed_body_is_unpacked_no_further_than_it_may_be():
+    assert len(_unpacker("gzip")(bomb(), 1000)) == 1000
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vlm2rec.errors import InputError
 
 Vectors = NDArray[np.float32]
 FORMAT = 1
+_NUMBERS_AT_ONCE = 1 << 22
 
 
 class EmbeddingTable:
@@ -69,9 +70,10 @@ class EmbeddingTable:
     def unit(self, view: str) -> Vectors:
         """The vectors of one view at length 1, a copy; a zero vector stays zero."""
         vectors = np.array(self[view])
-        # The squares of a long vector overflow in float32; its largest entry is divided out first.
-        vectors /= np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0), np.finfo(np.float32).tiny)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        for part in _in_parts(vectors):
+            # The squares of a long vector overflow in float32; its largest entry is divided out first.
+            part /= np.maximum(np.abs(part).max(axis=1, keepdims=True, initial=0), np.finfo(np.float32).tiny)
+            part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         return vectors
 
     def rows(self, ids: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
@@ -90,9 +92,9 @@ class EmbeddingTable:
             ValueError: a vector is not finite. Nothing is written.
         """
         for name, vectors in self.views.items():
-            wrong = ~np.isfinite(vectors).all(axis=1)
-            if wrong.any():
-                raise ValueError(f"view {name}: {wrong.sum()} vectors are NaN or infinite")
+            wrong = sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in _in_parts(vectors))
+            if wrong:
+                raise ValueError(f"view {name}: {wrong} vectors are NaN or infinite")
         folder.parent.mkdir(parents=True, exist_ok=True)
         new, old = (folder.parent / f".{folder.name}.{os.getpid()}.{what}" for what in ("partial", "old"))
         shutil.rmtree(new, ignore_errors=True)
@@ -152,6 +154,12 @@ def one_sided(vectors: NDArray[Any], view: str, width: int) -> NDArray[Any]:
     if missing < 0 or view not in ("text", "image"):
         raise ValueError(f"{view} vectors of {vectors.shape[1]} numbers do not fit items of {width}")
     return np.pad(vectors, ((0, 0), (0, missing) if view == "text" else (missing, 0)))
+
+
+def _in_parts(vectors: Vectors) -> Iterator[Vectors]:
+    """Some rows after the others, as views: what is computed of them should not take as much memory as all."""
+    rows = max(1, _NUMBERS_AT_ONCE // max(1, vectors.shape[1]))
+    return (vectors[start : start + rows] for start in range(0, len(vectors), rows))
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from vlm2rec.data import images
 from vlm2rec.data.dataset import BROKEN
 from vlm2rec.data.draft import Draft
-from vlm2rec.data.fetching import Fetching
 from vlm2rec.data.journal import stem_of
 from vlm2rec.data.kcore import Mask, copies, core
 from vlm2rec.data.log import Log, read_log
@@ -27,6 +26,9 @@ from vlm2rec.data.tables import clean_items, texts_of
 from vlm2rec.data.writing import write_directory
 from vlm2rec.errors import InputError
 
+if TYPE_CHECKING:
+    from vlm2rec.data.fetching import Fetching
+
 Progress = Callable[[str, int, int | None], None]
 """Told what is being done, how much of it is done, and how much there is (None: nobody knows)."""
 
@@ -37,7 +39,7 @@ class Making:
 
     raw: RawData
     options: dict[str, Any]
-    fetching: Fetching | None
+    fetching: "Fetching | None"
     bad_lines: float
     progress: Progress
     notice: Callable[[str], None]
@@ -150,7 +152,7 @@ class Making:
         broken.add_many(where, line.filter(empty), "item_id is empty", ids.filter(empty))
         return items.filter(~empty)
 
-    def _fetch(self, draft: Draft, fetching: Fetching) -> None:
+    def _fetch(self, draft: Draft, fetching: "Fetching") -> None:
         """Fetch the pictures of the items that would survive if all their pictures came."""
         from vlm2rec.data.download import download
 

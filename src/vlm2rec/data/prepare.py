@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm2rec.data.dataset import Dataset, read_manifest
-from vlm2rec.data.fetching import Fetching
 from vlm2rec.data.images import FITS, Fit
 from vlm2rec.data.making import Making, Progress
 from vlm2rec.data.origin import origin, stamp
@@ -21,6 +20,9 @@ from vlm2rec.data.sources import Source
 from vlm2rec.data.writing import partial
 from vlm2rec.errors import InputError
 from vlm2rec.progress import progress as show
+
+if TYPE_CHECKING:
+    from vlm2rec.data.fetching import Fetching
 
 
 def prepare(
@@ -35,7 +37,7 @@ def prepare(
     min_rating: float | None = None,
     users: int | None = None,
     seed: int = 0,
-    fetching: Fetching | None = None,
+    fetching: "Fetching | None" = None,
     pictures: Path | None = None,
     bad_lines: float = 0.01,
     progress: Progress | None = None,
