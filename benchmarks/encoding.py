@@ -22,7 +22,7 @@ from PIL import Image
 from vlm2rec.backbones.gallery import Gallery
 from vlm2rec.config import BackboneConfig, PromptConfig
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.data.images import PictureFiles
+from vlm2rec.data.pictures.store import PictureFiles
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.sources.shop import ShopWorld
 from vlm2rec.encode import encode

@@ -21,10 +21,10 @@ import numpy as np
 import polars as pl
 from PIL import Image, ImageEnhance
 
-from vlm2rec.data.images import PictureStore, fit_picture, pack
-from vlm2rec.data.likeness import alike, differing, hashes, near_pairs, thumbnails
-from vlm2rec.data.lookalikes import ALIKE, DISTANCE, SAME
-from vlm2rec.data.picture_files import open_pictures
+from vlm2rec.data.pictures.files import open_pictures
+from vlm2rec.data.pictures.likeness import alike, differing, hashes, near_pairs, thumbnails
+from vlm2rec.data.pictures.lookalikes import ALIKE, DISTANCE, SAME
+from vlm2rec.data.pictures.store import PictureStore, fit_picture, pack
 
 ROUNDS = 5
 PLANTED = 1000

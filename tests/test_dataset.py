@@ -13,11 +13,11 @@ from PIL import Image
 
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.describe import describe
-from vlm2rec.data.kcore import core
 from vlm2rec.data.prepare import prepare
+from vlm2rec.data.preparing.kcore import core
+from vlm2rec.data.preparing.tables import clean_title, clean_titles
 from vlm2rec.data.sources import RawData
 from vlm2rec.data.sources.local import Local
-from vlm2rec.data.tables import clean_title, clean_titles
 from vlm2rec.errors import InputError
 
 

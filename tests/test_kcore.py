@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm2rec.data import kcore
-from vlm2rec.data.kcore import copies, core, count
+from vlm2rec.data.preparing import kcore
+from vlm2rec.data.preparing.kcore import copies, core, count
 
 logs = st.lists(st.tuples(st.integers(-1, 14), st.integers(0, 11), st.integers(0, 2)), min_size=0, max_size=90)
 

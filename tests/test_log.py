@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm2rec.data import log as log_module
-from vlm2rec.data.log import Numbering, Spill, read_log
+from vlm2rec.data.preparing import log as log_module
+from vlm2rec.data.preparing.log import Numbering, Spill, read_log
 from vlm2rec.data.sources import RawData
 from vlm2rec.errors import InputError
 

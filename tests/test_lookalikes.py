@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from vlm2rec.data import likeness
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.data.images import PictureStore, pack
-from vlm2rec.data.likeness import alike, differing, hashes, near_pairs, thumbnails
-from vlm2rec.data.lookalike_sheet import write_sheet
-from vlm2rec.data.lookalikes import MANY, LookAlikes, _stars, look_alike, placeholder_rows
-from vlm2rec.data.picture_files import open_pictures
+from vlm2rec.data.pictures import likeness
+from vlm2rec.data.pictures.files import open_pictures
+from vlm2rec.data.pictures.likeness import alike, differing, hashes, near_pairs, thumbnails
+from vlm2rec.data.pictures.lookalikes import MANY, LookAlikes, _stars, look_alike, placeholder_rows
+from vlm2rec.data.pictures.sheet import write_sheet
+from vlm2rec.data.pictures.store import PictureStore, pack
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.sources.local import Local
 from vlm2rec.errors import InputError

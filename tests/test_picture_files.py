@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm2rec.data import picture_archives
-from vlm2rec.data.images import PictureStore, pack
-from vlm2rec.data.picture_files import Album, open_pictures
+from vlm2rec.data.pictures import archives
+from vlm2rec.data.pictures.files import Album, open_pictures
+from vlm2rec.data.pictures.store import PictureStore, pack
 from vlm2rec.errors import InputError
 
 Files = Mapping[str, bytes]
@@ -82,7 +82,6 @@ def test_a_picture_is_found_by_its_name_with_or_without_its_ending(kind: str, tm
     assert album.read("./sub//a.jpg") == b"sub"
     for name in ("c", "notes", "A.jpg", "a.jpg.jpg", "sub", "sub/", "deep/e", "c.d.jpg", "", ".", "mätch"):
         assert album.read(name) is None
-        assert album.stamp(name) == ""
         assert has(album, name) == [False]
     assert has(album, "a", None, "gone.jpg", "sub/a.jpg", *FILES) == [True, False, False, True, *[True] * len(FILES)]
     assert has(album) == []
@@ -113,7 +112,6 @@ def test_many_names_are_asked_as_one_is_and_none_leads_out(albums: list[Album], 
         assert contents[:2] == [None, None]
         assert b"outside" not in contents
         assert has(album, *asked) == [content is not None for content in contents]
-        assert [bool(album.stamp(name)) for name in asked] == [content is not None for content in contents]
         for name, content in zip(asked, contents, strict=True):
             tidy = "/".join(part for part in name.split("/") if part not in ("", "."))
             assert content is None or tidy.encode() in content
@@ -163,24 +161,6 @@ def test_of_two_files_of_one_name_the_later_counts_and_none_outside_is_listed(ki
     assert has(album, "a.jpg", "b.jpg", "../b.jpg", "c.jpg", "/c.jpg", "d", "e.jpg") == [True, *[False] * 6]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stamp_changes_with_the_picture_and_only_with_it(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "1").mkdir()
-    (tmp_path / "2").mkdir()
-    old = {"a.jpg": b"one", "b.jpg": b"two"}
-    before = opened(tmp_path / "1", kind, old)
-    after = opened(tmp_path / "2", kind, {**old, "b.jpg": b"three"})
-    if kind == "folder":
-        for name in old:
-            for number in "12":
-                os.utime(tmp_path / number / "all" / name, ns=(5, 5))
-    assert before.stamp("a") == before.stamp("a.jpg") == after.stamp("a.jpg") != ""
-    assert before.stamp("b.jpg") != after.stamp("b.jpg")
-    if kind == "folder":
-        os.utime(tmp_path / "1" / "all" / "a.jpg", ns=(5, 6))
-        assert before.stamp("a.jpg") != after.stamp("a.jpg")
-
-
 def picture(number: int) -> bytes:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -215,8 +195,8 @@ def test_threads_read_at_the_same_time(kind: str, tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_is_there_but_not_read(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture_archives, "LARGEST", 1000)
-    monkeypatch.setattr("vlm2rec.data.picture_files.LARGEST", 1000)
+    monkeypatch.setattr(archives, "LARGEST", 1000)
+    monkeypatch.setattr("vlm2rec.data.pictures.files.LARGEST", 1000)
     album = opened(tmp_path, kind, {"bomb.png": bytes(100_000), "good.png": bytes(1000)})
     assert has(album, "bomb.png", "good.png") == [True, True]
     assert album.read("bomb.png") is None

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm2rec.data import draft, log
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.fetching import Fetching
 from vlm2rec.data.prepare import prepare
+from vlm2rec.data.preparing import draft, log
 from vlm2rec.data.sources import RawData
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.errors import InputError

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from vlm2rec.data.times import Clock
+from vlm2rec.data.preparing.times import Clock
 from vlm2rec.errors import InputError
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 
 from vlm2rec.backbones.vision import Pixels, VisionTower, Visual, host_room, on_host
-from vlm2rec.data.ahead import ReadAhead
 from vlm2rec.data.dataset import Catalogue
-from vlm2rec.data.images import THREADS
+from vlm2rec.data.pictures.ahead import ReadAhead
+from vlm2rec.data.pictures.archives import THREADS
 
 _AT_ONCE = 32  # pictures on a GPU; on a CPU each alone, so that its tokens do not hang on which others were asked for
 

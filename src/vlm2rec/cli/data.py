@@ -141,8 +141,8 @@ def pictures(
 ) -> None:
     """Pictures that look alike, and placeholders such as "no image available"."""
     from vlm2rec.data.dataset import Dataset
-    from vlm2rec.data.lookalike_sheet import write_sheet
-    from vlm2rec.data.lookalikes import look_alike
+    from vlm2rec.data.pictures.lookalikes import look_alike
+    from vlm2rec.data.pictures.sheet import write_sheet
 
     dataset = Dataset.load(folder)
     found = look_alike(dataset)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from vlm2rec.data.images import PictureStore, Pixels
+from vlm2rec.data.pictures.store import PictureStore, Pixels
 from vlm2rec.data.ragged import Ragged
 from vlm2rec.errors import InputError
 

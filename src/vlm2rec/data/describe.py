@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import ITEMS, Dataset
 from vlm2rec.data.holding import in_parts
-from vlm2rec.data.images import read_index
+from vlm2rec.data.pictures.store import read_index
+from vlm2rec.data.preparing.stock import BROKEN, MISSING, NO_PICTURE, PLACEHOLDER
+from vlm2rec.data.preparing.times import Times
 from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.splits import Split
-from vlm2rec.data.stock import BROKEN, MISSING, NO_PICTURE, PLACEHOLDER
 from vlm2rec.data.timeline import Timeline
-from vlm2rec.data.times import Times
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 TIE_RULE = "events of a user at the same time keep the order they have in the source; a target among them is the file's"

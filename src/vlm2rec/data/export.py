@@ -16,10 +16,11 @@ import polars as pl
 from PIL import Image
 from polars.datatypes import DataType, DataTypeClass
 
-from vlm2rec.data import images
-from vlm2rec.data.ahead import ReadAhead
 from vlm2rec.data.dataset import INTERACTIONS, ITEMS, Dataset
-from vlm2rec.data.writing import partial
+from vlm2rec.data.pictures import store
+from vlm2rec.data.pictures.ahead import ReadAhead
+from vlm2rec.data.pictures.archives import THREADS
+from vlm2rec.data.preparing.writing import partial
 from vlm2rec.errors import InputError
 
 Format = Literal["recbole", "parquet", "csv", "jsonl"]
@@ -122,7 +123,7 @@ class _Table:
 
 def _with_names(dataset: Dataset, table: _Table) -> _Table:
     """The items with the names of the files that `_write_pictures` writes."""
-    there = images.read_index(dataset.path)["height"] > 0
+    there = store.read_index(dataset.path)["height"] > 0
     rows = table.rows.with_columns(pl.Series("image", np.arange(dataset.n_items)).cast(pl.String) + ".png")
     kept = pl.when(pl.Series("there", there)).then("image").otherwise(pl.lit(""))
     return _Table(table.path, rows.with_columns(kept.alias("image")))
@@ -136,7 +137,7 @@ def _write_pictures(dataset: Dataset, folder: Path) -> None:
         if pixels is not None:
             Image.fromarray(pixels).save(folder / f"{item}.png", compress_level=_COMPRESSION)
 
-    with ReadAhead(write, range(dataset.n_items), images.THREADS, 4 * images.THREADS) as written:
+    with ReadAhead(write, range(dataset.n_items), THREADS, 4 * THREADS) as written:
         for _ in written:
             pass
 

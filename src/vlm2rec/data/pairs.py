@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import DROPPED, INTERACTIONS, ITEMS, USERS, Dataset, read_manifest
 from vlm2rec.data.holding import DOMAIN
-from vlm2rec.data.images import INDEX, PACK, read_index
+from vlm2rec.data.pictures.store import INDEX, PACK, read_index
+from vlm2rec.data.preparing.writing import Events, partial, write_directory
 from vlm2rec.data.timeline import Timeline
-from vlm2rec.data.writing import Events, partial, write_directory
 from vlm2rec.errors import InputError
 
 Users = Literal["both", "any"]

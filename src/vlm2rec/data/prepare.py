@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm2rec.data.dataset import Dataset, read_manifest
-from vlm2rec.data.images import FITS, Fit
-from vlm2rec.data.making import Making, Progress
-from vlm2rec.data.origin import origin, stamp
+from vlm2rec.data.pictures.store import FITS, Fit
+from vlm2rec.data.preparing.making import Making, Progress
+from vlm2rec.data.preparing.origin import origin, stamp
+from vlm2rec.data.preparing.writing import partial
 from vlm2rec.data.sources import Source
-from vlm2rec.data.writing import partial
 from vlm2rec.errors import InputError
 from vlm2rec.progress import progress as show
 
@@ -55,7 +55,7 @@ def prepare(
         k_core: every user and every item keeps at least so many events; 0 or 1 asks nothing more of them than that
             a user has three events (and, at 1, an item one).
         picture_size: pixels of a square's side, or of the longer side under `aspect`.
-        picture_fit: `squash`, `letterbox` or `aspect`; see `vlm2rec.data.images.fit_picture`.
+        picture_fit: `squash`, `letterbox` or `aspect`; see `vlm2rec.data.pictures.store.fit_picture`.
         drop_placeholders: whether a picture that only says that there is none counts as none.
         min_rating: events rated lower do not count; None: all do.
         users: how many users are drawn, before anything is dropped; None: all.

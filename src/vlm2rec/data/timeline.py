@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import INTERACTIONS, Dataset
-from vlm2rec.data.times import Clock, Times
+from vlm2rec.data.preparing.times import Clock, Times
 from vlm2rec.errors import InputError
 
 _A_MICROSECOND = {"s": 1_000_000, "ms": 1_000, "us": 1}  # in which a unit holds so many of it; ns are finer

@@ -15,10 +15,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import MANIFEST, Dataset
+from vlm2rec.data.preparing.tables import clean_events
 from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.sources.local import read_table
 from vlm2rec.data.splits import Split
-from vlm2rec.data.tables import clean_events
 from vlm2rec.diagnostics import Diagnosis
 from vlm2rec.diagnostics.measure import measure_users
 from vlm2rec.diagnostics.space import Chosen, Floats, Ints, Rows, unit

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from vlm2rec.data.tables import ids_of
+from vlm2rec.data.preparing.tables import ids_of
 from vlm2rec.diagnostics.space import READ_FLOATS, Rows, blocks
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError

@@ -9,7 +9,7 @@ from typing import Literal
 
 import polars as pl
 
-from vlm2rec.data.images import INDEX
+from vlm2rec.data.pictures.store import INDEX
 from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.data.sources.json_lines import read_json_lines

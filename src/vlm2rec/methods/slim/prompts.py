@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 
 from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.preparing.tables import clean_title
 from vlm2rec.data.splits import Split
-from vlm2rec.data.tables import clean_title
 from vlm2rec.prompts import Picture, Segment, Text, Title
 from vlm2rec.seqrec.items import Phase
 

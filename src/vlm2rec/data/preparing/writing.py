@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
 from vlm2rec import __version__
-from vlm2rec.data import images
 from vlm2rec.data.dataset import DROPPED, FORMAT, INTERACTIONS, ITEMS, MANIFEST, SEQUENCES, USERS, fingerprint
+from vlm2rec.data.pictures import store
 from vlm2rec.data.ragged import Ragged
 from vlm2rec.errors import InputError
 
@@ -99,7 +99,7 @@ def write_directory(
     register_io_source(tables, schema=events.schema).sink_parquet(folder / INTERACTIONS)
     numbers.flush()
     sequences = Ragged.end_to_end(numbers, events.users["events"].to_numpy().astype(np.int64))
-    digests = images.read_index(folder)["digest"]
+    digests = store.read_index(folder)["digest"]
     counts: dict[str, dict[str, int]] = {"item": {}, "user": {}, "picture": {}}
     for kind, reason, count in dropped.group_by("kind", "reason", maintain_order=True).len().iter_rows():
         counts[kind][reason] = count

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm2rec.data import images as images_module
-from vlm2rec.data.ahead import ReadAhead
-from vlm2rec.data.images import FITS, PictureFiles, PictureStore, decode, fit_picture, keep, pack, read_index
-from vlm2rec.data.picture_files import open_pictures
+from vlm2rec.data.pictures import store as store_module
+from vlm2rec.data.pictures.ahead import ReadAhead
+from vlm2rec.data.pictures.files import open_pictures
+from vlm2rec.data.pictures.store import FITS, PictureFiles, PictureStore, decode, fit_picture, keep, pack, read_index
 from vlm2rec.errors import InputError
 
 
@@ -151,7 +151,7 @@ def noise(rng: np.random.Generator, *shape: int) -> Image.Image:
 def test_the_pictures_that_are_kept_are_those_they_were(
     copied: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images_module, "_COPIED", copied)
+    monkeypatch.setattr(store_module, "_COPIED", copied)
     rng = np.random.default_rng(copied)
     drawn = {f"{n}": noise(rng, *rng.integers(3, 9, 2)) for n in range(40)}
     names = [None if rng.random() < 0.2 else name for name in drawn]
@@ -270,7 +270,7 @@ def test_a_suspected_bomb_is_broken_whoever_decodes_it_and_nobody_is_warned(
     half_and_half(90, 90).save(tmp_path / "good.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
     names = ["suspect.png", "good.png"] * 20
-    monkeypatch.setattr("vlm2rec.data.picture_files._Folder.threads", 4)
+    monkeypatch.setattr("vlm2rec.data.pictures.files._Folder.threads", 4)
     real = Image.open
 
     def slow(file: io.BytesIO) -> Image.Image:

@@ -9,8 +9,8 @@ import polars as pl
 from PIL import Image
 
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.data.images import Pixels
-from vlm2rec.data.lookalikes import ALIKE, DISTANCE, MANY, PLAIN, SAME, TINY, LookAlikes
+from vlm2rec.data.pictures.lookalikes import ALIKE, DISTANCE, MANY, PLAIN, SAME, TINY, LookAlikes
+from vlm2rec.data.pictures.store import Pixels
 from vlm2rec.errors import InputError
 
 SHOWN = 200
@@ -46,7 +46,7 @@ def write_sheet(report: LookAlikes, dataset: Dataset, path: Path) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("vlm2rec.data"),
+        loader=PackageLoader("vlm2rec.data.pictures"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

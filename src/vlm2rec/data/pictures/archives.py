@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vlm2rec.data.picture_names import all_inside, among, candidates, endings_of, inside, text
+from vlm2rec.data.pictures.names import all_inside, among, candidates, endings_of, inside, text
 from vlm2rec.errors import InputError
 
 THREADS = min(os.cpu_count() or 1, 16)
@@ -66,10 +66,6 @@ class _Archive:
         row = self._row(name)
         return None if row is None else self._content(*self._described[row].tolist())
 
-    def stamp(self, name: str) -> str:
-        row = self._row(name)
-        return "" if row is None else self._identity(*self._described[row].tolist())
-
     def _row(self, name: str) -> int | None:
         for candidate in candidates(name, self._endings):
             for row in (
@@ -94,9 +90,6 @@ class _Archive:
 
     @abstractmethod
     def _content(self, *described: int) -> bytes | None: ...
-
-    @abstractmethod
-    def _identity(self, *described: int) -> str: ...
 
 
 class Zip(_Archive):
@@ -137,15 +130,11 @@ class Zip(_Archive):
                 return None
         return content if len(content) == size and zlib.crc32(content) == crc else None
 
-    def _identity(self, *described: int) -> str:
-        _, _, size, crc, _ = described
-        return f"{crc} {size}"
-
 
 class Tar(_Archive):
     """A .tar that is not packed; links in it are passed over. Raises InputError if it is damaged or cut short."""
 
-    def _members(self) -> Iterator[tuple[str, int, int, int]]:
+    def _members(self) -> Iterator[tuple[str, int, int]]:
         if self._path.stat().st_size % tarfile.BLOCKSIZE:
             raise InputError(f"{self._path}: is cut short; fetch it again")
         try:
@@ -153,19 +142,16 @@ class Tar(_Archive):
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # it would remember a million of them
                     if member.isreg() and not member.issparse():
-                        yield member.name, member.offset_data, member.size, int(member.mtime)
+                        yield member.name, member.offset_data, member.size
         except InputError:
             raise
         except Exception as error:  # as for a zip
             raise InputError(f"{self._path}: cannot be read as .tar ({_reason(error)}); fetch it again") from None
 
     def _content(self, *described: int) -> bytes | None:
-        offset, size, _ = described
+        offset, size = described
         content = self._part(offset, size) if size <= LARGEST else b""
         return content if len(content) == size else None
-
-    def _identity(self, *described: int) -> str:
-        return " ".join(map(str, described))
 
 
 def _reason(error: Exception) -> str:

@@ -9,8 +9,8 @@ import re
 
 import polars as pl
 
+from vlm2rec.data.preparing.times import Clock
 from vlm2rec.data.sources import LINE
-from vlm2rec.data.times import Clock
 from vlm2rec.errors import InputError
 
 # White space as Python's str.split has it: Unicode's, and four separators that Unicode counts as control characters.

@@ -16,8 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlm2rec.data.picture_archives import LARGEST, THREADS, Tar, Zip
-from vlm2rec.data.picture_names import ENDINGS, all_inside, among, candidates, endings_of, text
+from vlm2rec.data.pictures.archives import LARGEST, THREADS, Tar, Zip
+from vlm2rec.data.pictures.names import ENDINGS, all_inside, among, candidates, endings_of, text
 from vlm2rec.errors import InputError
 
 Draw = Callable[[str], Image.Image]
@@ -46,10 +46,6 @@ class Album(Protocol):
 
     def read(self, name: str) -> bytes | Image.Image | None:
         """The content of the file or what is drawn; None where there is none, or it is damaged or too large."""
-        ...
-
-    def stamp(self, name: str) -> str:
-        """A text that changes when the picture does, found without reading it; "" where nothing is known."""
         ...
 
 
@@ -88,9 +84,6 @@ class _Nothing:
     def read(self, name: str) -> None:
         return None
 
-    def stamp(self, name: str) -> str:
-        return ""
-
 
 class _Drawn:
     threads = 1  # whoever wrote the function need not think of threads
@@ -103,9 +96,6 @@ class _Drawn:
 
     def read(self, name: str) -> Image.Image:
         return self._draw(name)
-
-    def stamp(self, name: str) -> str:
-        return ""
 
 
 class _Folder:
@@ -135,10 +125,6 @@ class _Folder:
                 return file.read(LARGEST)
         except OSError:
             return None
-
-    def stamp(self, name: str) -> str:
-        _, found = self._find(name)
-        return "" if found is None else f"{found.st_size} {found.st_mtime_ns}"
 
     def _find(self, name: str) -> tuple[str, os.stat_result | None]:
         path = ""

@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vlm2rec.data.preparing.tables import need, texts_of
+from vlm2rec.data.preparing.times import Clock, Times
 from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.broken import Broken
-from vlm2rec.data.tables import need, texts_of
-from vlm2rec.data.times import Clock, Times
 from vlm2rec.errors import InputError
 
 CHUNK = 1 << 22

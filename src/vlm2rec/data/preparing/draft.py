@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vlm2rec.data.kcore import MIN_EVENTS, Core, Mask, core, count
-from vlm2rec.data.log import Ints, Log
+from vlm2rec.data.preparing.kcore import MIN_EVENTS, Core, Mask, core, count
+from vlm2rec.data.preparing.log import Ints, Log
+from vlm2rec.data.preparing.stock import Stock
+from vlm2rec.data.preparing.writing import Events
 from vlm2rec.data.sources import RawData
-from vlm2rec.data.stock import Stock
-from vlm2rec.data.writing import Events
 from vlm2rec.errors import InputError
 
 BUCKET = 1 << 22

@@ -10,20 +10,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vlm2rec.data import images
 from vlm2rec.data.dataset import BROKEN
-from vlm2rec.data.draft import Draft
 from vlm2rec.data.journal import stem_of
-from vlm2rec.data.kcore import Mask, copies, core
-from vlm2rec.data.log import Log, read_log
-from vlm2rec.data.origin import stamp
-from vlm2rec.data.picture_files import open_pictures
+from vlm2rec.data.pictures import store
+from vlm2rec.data.pictures.files import open_pictures
+from vlm2rec.data.preparing.draft import Draft
+from vlm2rec.data.preparing.kcore import Mask, copies, core
+from vlm2rec.data.preparing.log import Log, read_log
+from vlm2rec.data.preparing.origin import stamp
+from vlm2rec.data.preparing.stock import BROKEN as BROKEN_PICTURE
+from vlm2rec.data.preparing.stock import MISSING, PLACEHOLDER, Stock
+from vlm2rec.data.preparing.tables import clean_items, texts_of
+from vlm2rec.data.preparing.writing import write_directory
 from vlm2rec.data.sampling import sample_users
 from vlm2rec.data.sources import LINE, RawData
-from vlm2rec.data.stock import BROKEN as BROKEN_PICTURE
-from vlm2rec.data.stock import MISSING, PLACEHOLDER, Stock
-from vlm2rec.data.tables import clean_items, texts_of
-from vlm2rec.data.writing import write_directory
 from vlm2rec.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Making:
         rows = np.flatnonzero(draft.cut().items)
         bare = self._pack(folder, draft.stock, rows)
         kept = draft.cut()
-        images.keep(folder, np.flatnonzero(kept.items[rows]), bare)
+        store.keep(folder, np.flatnonzero(kept.items[rows]), bare)
         reasons["item not in the catalogue"] = draft.unlisted_events
         write_directory(
             folder,
@@ -184,11 +184,11 @@ class Making:
         names = stock.items["image"][rows].set(stock.lost[rows].is_not_null(), None)
         size, fit = self.options["picture_size"], self.options["picture_fit"]
         album, tell = open_pictures(self.raw.pictures), self.progress
-        broken = images.pack(folder, album, names.to_list(), size, fit, lambda n, total: tell("pictures", n, total))
+        broken = store.pack(folder, album, names.to_list(), size, fit, lambda n, total: tell("pictures", n, total))
         stock.lose(rows[broken], BROKEN_PICTURE)
         if not self.options["drop_placeholders"]:
             return rows[:0]
-        from vlm2rec.data.lookalikes import placeholder_rows
+        from vlm2rec.data.pictures.lookalikes import placeholder_rows
 
         found = placeholder_rows(folder, stock.items["title"][rows])["row"].to_numpy().astype(np.int64)
         stock.lose(rows[found], PLACEHOLDER)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlm2rec.data.images import THREADS, Pixels
+from vlm2rec.data.pictures.archives import THREADS
+from vlm2rec.data.pictures.store import Pixels
 
 SIDE = 16
 """Pixels of a side of a small copy."""

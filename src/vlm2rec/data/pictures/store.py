@@ -22,9 +22,8 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vlm2rec.data.ahead import ReadAhead
-from vlm2rec.data.picture_archives import THREADS as THREADS
-from vlm2rec.data.picture_files import Album, Draw, open_pictures
+from vlm2rec.data.pictures.ahead import ReadAhead
+from vlm2rec.data.pictures.files import Album, Draw, open_pictures
 from vlm2rec.errors import InputError
 
 Fit = Literal["squash", "letterbox", "aspect"]

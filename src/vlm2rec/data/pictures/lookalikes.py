@@ -13,8 +13,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.data.images import PictureStore, read_index
-from vlm2rec.data.likeness import Codes, Mask, Rows, Thumbnails, alike, differing, hashes, near_pairs, thumbnails
+from vlm2rec.data.pictures.likeness import (
+    Codes,
+    Mask,
+    Rows,
+    Thumbnails,
+    alike,
+    differing,
+    hashes,
+    near_pairs,
+    thumbnails,
+)
+from vlm2rec.data.pictures.store import PictureStore, read_index
 from vlm2rec.errors import InputError
 
 DISTANCE = 8
