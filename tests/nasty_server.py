@@ -48,6 +48,7 @@ class NastyServer:
     def __init__(self) -> None:
         self.requests: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
+        self.connections = 0
         self.times: dict[str, list[float]] = {}
         self.headers: list[dict[str, str]] = []
         self.pause = 0.0  # seconds before any answer
@@ -81,7 +82,12 @@ class NastyServer:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        self.connections += 1
+        # A connection left to the garbage collector is closed by the thread that collects, under the loop's feet.
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError),
+        ):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
                 path = head[0].split(" ")[1]

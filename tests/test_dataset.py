@@ -14,7 +14,6 @@ from PIL import Image
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.describe import describe
 from vlm2rec.data.prepare import prepare
-from vlm2rec.data.preparing.kcore import core
 from vlm2rec.data.preparing.tables import clean_title, clean_titles
 from vlm2rec.data.sources import RawData
 from vlm2rec.data.sources.local import Local
@@ -66,30 +65,6 @@ def test_order_is_stable_by_time_then_position(tmp_path: Path) -> None:
     assert [own.tolist() for own in dataset.sequences] == [[0, 1, 2], [2, 1, 0, 3]]
     assert dataset.sequences[0].dtype == np.int32
     assert dataset.interactions["item_id"].to_list() == ["a", "b", "c", "c", "b", "a", "d"]
-
-
-def test_core_is_the_largest_stable_part() -> None:
-    """Against removing one offender at a time, in any order."""
-    rng = np.random.default_rng(0)
-    for k in (0, 1, 2, 3, 5):
-        for _ in range(20):
-            user, item = rng.integers(0, 15, 70), rng.integers(0, 12, 70)
-            usable = rng.random(12) > 0.2
-            users, items = set(range(15)), set(np.flatnonzero(usable))
-            while True:
-                alive = [(u, i) for u, i in zip(user, item, strict=True) if u in users and i in items]
-                short = [u for u in users if sum(e[0] == u for e in alive) < max(k, 3)]
-                rare = [i for i in items if sum(e[1] == i for e in alive) < k]
-                if not short and not rare:
-                    break
-                if short and (not rare or rng.random() < 0.5):
-                    users.remove(rng.choice(short))
-                else:
-                    items.remove(rng.choice(rare))
-            found = core(user, item, usable, 15, k)
-            assert set(np.flatnonzero(found.users)) == users
-            assert set(np.flatnonzero(found.items)) == items
-            assert found.events.sum() == len(alive)
 
 
 def test_everything_dropped_is_listed_with_its_reason(tmp_path: Path) -> None:

@@ -237,6 +237,13 @@ def test_connections_are_bounded_for_each_host_and_in_all(server, tmp_path):
     assert max(server.most.values()) <= 4
 
 
+@pytest.mark.parametrize("what", ["good", "404", "500", "hop", "chunked"])
+def test_a_connection_is_used_again(server, tmp_path, what):
+    wanted = {str(k): server.url(f"/{what}/1?{k}") for k in range(1, 9)}
+    download(wanted, tmp_path, quick(per_host=1, retries=0))
+    assert server.connections == 1
+
+
 def test_a_redirect_waits_for_its_turn_at_the_host_it_leads_to(server, tmp_path):
     server.pause = 0.03
     wanted = {str(k): server.url(f"/to/{server.url(f'/good/{k}').encode().hex()}", "localhost") for k in range(20)}

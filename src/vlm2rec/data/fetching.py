@@ -5,6 +5,7 @@ used: a proxy looks names up itself, so nobody here could tell where a link lead
 """
 
 import asyncio
+import contextlib
 import io
 import ssl
 import zlib
@@ -38,6 +39,7 @@ MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429)  # and all from 500 on: may be otherwise the next time
 _SNIFFED = 16  # bytes that tell what kind of picture it is
+_READ_OUT = 16_384  # bytes of an answer without a picture: read, so that its connection can be used again
 _KEPT_OPEN = 15.0  # seconds that a connection waits for the next request
 
 
@@ -183,6 +185,11 @@ class Client:
     async def _read(self, url: str, response: httpcore2.Response) -> Body | Moved:
         status = response.status
         headers = {name.lower(): value.decode(errors="replace").strip() for name, value in response.headers}
+        length = headers.get(b"content-length", "")
+        if status != 200 and length.isdecimal() and int(length) <= _READ_OUT:
+            with contextlib.suppress(httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError):
+                async for _ in response.aiter_stream():
+                    pass
         if status in _REDIRECTS:
             if b"location" not in headers:
                 raise Failure("redirect to nowhere", status=status, permanent=True)
@@ -193,7 +200,6 @@ class Client:
             wait = _seconds(headers.get(b"retry-after"))
             raise Failure(f"HTTP {status}", status=status, permanent=not passing, wait=wait)
         limit = self._fetching.max_bytes
-        length = headers.get(b"content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise Failure("too large", f"{int(length):,} bytes", status, permanent=True)
         unpack = _unpacker(headers.get(b"content-encoding", "identity").lower())
