@@ -1,4 +1,4 @@
-"""Pictures a second that `vlm2rec.data.download` fetches, looks at and saves, beside fetching alone.
+"""Pictures a second that `vlm2rec.data.fetching.download` fetches, looks at and saves, beside fetching alone.
 
 A server on loopback, a process of its own, hands out JPEGs from memory; client and server share the machine's cores, so
 its own CPU seconds are printed too. In turns, each in a process of its own: `download`, and as many threads of the
@@ -24,9 +24,9 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from vlm2rec.data.download import download
-from vlm2rec.data.fetching import Fetching
-from vlm2rec.data.journal import JOURNAL
+from vlm2rec.data.fetching.client import Fetching
+from vlm2rec.data.fetching.download import download
+from vlm2rec.data.fetching.journal import JOURNAL
 
 KINDS = 64  # different pictures, handed out over and over
 

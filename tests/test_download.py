@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from nasty_server import NastyServer, bomb, picture, serving
 from PIL import Image
 
-from vlm2rec.data import addresses
-from vlm2rec.data.addresses import CheckedNetwork, Refused, is_open
-from vlm2rec.data.download import download
-from vlm2rec.data.fetching import ENDINGS, Failure, Fetching, _unpacker, look
-from vlm2rec.data.hosts import Errand, Turns
-from vlm2rec.data.journal import JOURNAL, SCHEMA, open_journal, stem_of
+from vlm2rec.data.fetching import addresses
+from vlm2rec.data.fetching.addresses import CheckedNetwork, Refused, is_open
+from vlm2rec.data.fetching.client import ENDINGS, Failure, Fetching, _unpacker, look
+from vlm2rec.data.fetching.download import download
+from vlm2rec.data.fetching.hosts import Errand, Turns
+from vlm2rec.data.fetching.journal import JOURNAL, SCHEMA, open_journal, stem_of
 from vlm2rec.errors import InputError
 
 
@@ -275,8 +275,8 @@ def test_a_slow_host_holds_up_nobody_else(server, tmp_path):
 CHILD = """
     import sys
     from pathlib import Path
-    from vlm2rec.data.download import download
-    from vlm2rec.data.fetching import ENDINGS, Failure, Fetching, _unpacker, look
+    from vlm2rec.data.fetching.download import download
+    from vlm2rec.data.fetching.client import ENDINGS, Failure, Fetching, _unpacker, look
     address, folder = sys.argv[1:]
     wanted = {str(k): f"{address}/{'good' if k % 4 else '404'}/{k}" for k in range(400)}
     download(wanted, Path(folder), Fetching(private=True))

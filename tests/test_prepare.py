@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.data.fetching import Fetching
+from vlm2rec.data.fetching.client import Fetching
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.preparing import draft, log
 from vlm2rec.data.sources import RawData

@@ -4,12 +4,11 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vlm2rec.config import Section, read_toml
-from vlm2rec.data.fetching import Fetching
 from vlm2rec.data.sources import Source
 from vlm2rec.data.sources.amazon import Amazon
 from vlm2rec.data.sources.local import Local
@@ -17,6 +16,9 @@ from vlm2rec.data.sources.movielens import MovieLens
 from vlm2rec.data.sources.recbole import RecBole
 from vlm2rec.data.sources.shop import ShopWorld
 from vlm2rec.errors import InputError
+
+if TYPE_CHECKING:
+    from vlm2rec.data.fetching.client import Fetching
 
 SourceName = Literal["local", "amazon-2014", "amazon-2018", "amazon-2023", "movielens", "recbole", "shop"]
 
@@ -70,10 +72,12 @@ class Preparation(Section):
             case "local":
                 return Local(path, self.columns, self.time_format, self.time_unit)
 
-    def manners(self) -> Fetching | None:
+    def manners(self) -> "Fetching | None":
         """How pictures are fetched; None: they are not."""
         if not self.download_images:
             return None
+        from vlm2rec.data.fetching.client import Fetching
+
         known = [field.name for field in dataclasses.fields(Fetching)]
         for key in self.fetching:
             if key not in known:

@@ -22,7 +22,7 @@ from vlm2rec.errors import InputError
 from vlm2rec.progress import progress as show
 
 if TYPE_CHECKING:
-    from vlm2rec.data.fetching import Fetching
+    from vlm2rec.data.fetching.client import Fetching
 
 
 def prepare(

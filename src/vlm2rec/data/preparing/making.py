@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import BROKEN
-from vlm2rec.data.journal import stem_of
+from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
 from vlm2rec.data.pictures.files import open_pictures
 from vlm2rec.data.preparing.draft import Draft
@@ -27,7 +27,7 @@ from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.errors import InputError
 
 if TYPE_CHECKING:
-    from vlm2rec.data.fetching import Fetching
+    from vlm2rec.data.fetching.client import Fetching
 
 Progress = Callable[[str, int, int | None], None]
 """Told what is being done, how much of it is done, and how much there is (None: nobody knows)."""
@@ -154,7 +154,7 @@ class Making:
 
     def _fetch(self, draft: Draft, fetching: "Fetching") -> None:
         """Fetch the pictures of the items that would survive if all their pictures came."""
-        from vlm2rec.data.download import download
+        from vlm2rec.data.fetching.download import download
 
         place, stock = self.raw.pictures, draft.stock
         if not isinstance(place, Path) or "url" not in stock.items.columns:

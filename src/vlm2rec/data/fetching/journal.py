@@ -30,7 +30,7 @@ SCHEMA = {
     "bytes": pl.Int64,
     "sha256": pl.String,
 }
-"""Columns of the journal; see `vlm2rec.data.download.download`."""
+"""Columns of the journal; see `vlm2rec.data.fetching.download.download`."""
 
 _LONGEST_STEM = 180  # bytes; file systems take 255
 _CHUNK = 100_000  # files listed at once

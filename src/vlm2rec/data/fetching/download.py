@@ -24,9 +24,9 @@ from typing import Any
 
 import polars as pl
 
-from vlm2rec.data.fetching import MAX_REDIRECTS, Body, Client, Failure, Fetching, Moved, look
-from vlm2rec.data.hosts import Errand, Turns
-from vlm2rec.data.journal import SCHEMA, Journal, open_journal, stem_of, write_whole
+from vlm2rec.data.fetching.client import MAX_REDIRECTS, Body, Client, Failure, Fetching, Moved, look
+from vlm2rec.data.fetching.hosts import Errand, Turns
+from vlm2rec.data.fetching.journal import SCHEMA, Journal, open_journal, stem_of, write_whole
 from vlm2rec.errors import InputError
 
 Progress = Callable[[int, int], None]

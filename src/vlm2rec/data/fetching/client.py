@@ -20,7 +20,7 @@ import httpcore2
 from PIL import Image
 
 from vlm2rec import __version__
-from vlm2rec.data.addresses import CheckedNetwork, Refused, join, parse
+from vlm2rec.data.fetching.addresses import CheckedNetwork, Refused, join, parse
 from vlm2rec.errors import InputError
 
 ENDINGS = {
