@@ -60,7 +60,9 @@ def test_help_brings_nothing_heavy(arguments: list[str]) -> None:
 
 def test_modules_without_torch_stay_without() -> None:
     """The linter checks our own imports; this also sees what other packages pull in."""
-    modules = "compare config data.dataset data.splits data.candidates data.images diagnostics embeddings errors"
+    modules = (
+        "compare config data.dataset data.splits data.candidates data.pictures.store diagnostics embeddings errors"
+    )
     names = [f"vlm2rec.{name}" for name in f"{modules} metrics prompts report runs".split()]
     assert loaded(f"import {', '.join(names)}", ("torch", "transformers", "accelerate", "peft"))[0] == []
 

@@ -171,11 +171,8 @@ def test_a_config_must_say_where_its_data_are(tmp_path: Path) -> None:
             "unknown key data.split.domain",
             "known here: kind, v",
         ),
-        (
-            {"data": {"path": "x", "split": {"test": 0.1}}},
-            "data.split.kind is missing",
-            "leave_one_out, time, cold_items",
-        ),
+        ({"data": {"split": {"domian": "a"}}}, "unknown key data.split.domian", "did you mean data.split.domain?"),
+        ({"data": {"split": {"knd": "time"}}}, "unknown key data.split.knd", "did you mean data.split.kind?"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(raw: dict[str, Any], unknown: str, hint: str) -> None:

@@ -363,3 +363,48 @@ def test_tags_that_dress_a_text_are_taken_out_of_titles() -> None:
     titles = ["".join(parts[k] for k in rng.integers(0, len(parts), 8)) for _ in range(2000)] + [None]
     expected = [clean_title(title or "") for title in titles]
     assert clean_titles(pl.Series(titles)).to_list() == expected
+
+
+def test_a_path_is_a_path_whatever_is_in_it(tiny_folder: Path, tmp_path: Path) -> None:
+    """Brackets are no patterns: the folder beside it must not be read in its place."""
+    other = tmp_path / "raw1"
+    write_pictures(other / "images", [])
+    for name, table in zip(("items", "interactions"), tiny_tables(), strict=True):
+        table.with_columns(pl.col("item_id").str.to_uppercase()).write_parquet(other / f"{name}.parquet")
+    odd = tiny_folder.rename(tmp_path / "raw[1]")
+    made = prepare(Local(odd), tmp_path / "data[1] *", picture_size=16)
+    assert Dataset.load(made.path).item_ids == [f"i{n:02d}" for n in range(24)]
+    assert describe(made)["titles"] == {"missing": 0, "duplicate": 0}
+
+
+def test_another_reading_of_the_same_files_is_other_data(tiny_folder: Path, tmp_path: Path) -> None:
+    items = pl.read_parquet(tiny_folder / "items.parquet")
+    items.with_columns(name=pl.col("title").str.to_uppercase()).write_parquet(tiny_folder / "items.parquet")
+    out = tmp_path / "out"
+    prepare(Local(tiny_folder), out, picture_size=16)
+    for reading in (Local(tiny_folder, {"title": "name"}), Local(tiny_folder, time_unit="ms")):
+        with pytest.raises(InputError, match="other data"):
+            prepare(reading, out, picture_size=16)
+    table = pl.read_parquet(tiny_folder / "interactions.parquet")
+    table.with_columns(pl.col("timestamp") * 2).write_parquet(tiny_folder / "interactions.parquet")
+    with pytest.raises(InputError, match="other data"):  # though the order is the same
+        prepare(Local(tiny_folder), out, picture_size=16)
+
+
+def test_where_nothing_can_be_put_is_said_before_the_work(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "real")
+    for out in (tmp_path / "link", Path(), tmp_path / "real"):
+        with pytest.raises(InputError, match="cannot be replaced"):
+            prepare(Local(tiny_folder / "none"), out)
+    with pytest.raises(InputError, match="--images"):
+        prepare(Local(tiny_folder), tmp_path / "out", require=["title"], pictures=tmp_path / "typo")
+
+
+def test_titles_are_as_clean_the_second_time() -> None:
+    for title in ("<b<b>> x", "&amp;lt;i&amp;gt; y", "Rules&regulations", "Salt&notes", "a&#8482 b", "&<b></b>amp;lt;"):
+        once = clean_title(title)
+        assert clean_title(once) == once
+    assert clean_title("Rules&regulations, Salt&notes") == "Rules&regulations, Salt&notes"
+    assert clean_title("a&#8482 b &eacute;") == "a\u2122 b \u00e9"

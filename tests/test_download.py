@@ -141,7 +141,9 @@ def test_a_loop_of_redirects_ends_after_five(server, tmp_path):
     ],
 )
 def test_what_may_pass_is_tried_again_now_and_at_the_next_start(server, tmp_path, path, reason):
-    limits = {"timeout": 3, "total": 0.4} if "trickle" in path else {"timeout": 0.4, "total": 5}
+    patient = {"timeout": 10, "total": 20}
+    hasty = {"trickle": {"total": 0.4}, "stall": {"timeout": 0.4}, "silent": {"timeout": 0.4}}
+    limits = patient | next((some for what, some in hasty.items() if what in path), {})
     for start in (1, 2):
         row = one(server, path, tmp_path, **limits, retries=2 - start)
         assert (row["reason"], row["permanent"], row["file"]) == (reason, False, None)
@@ -793,3 +795,12 @@ def test_what_waits_is_bounded():
         return begun
 
     assert 100 < asyncio.run(run()) < 1000
+
+
+def test_an_address_that_was_refused_is_asked_for_once_it_is_allowed(server, tmp_path):
+    wanted = {"a": server.url("/good/1")}
+    refused = download(wanted, tmp_path, quick(private=False)).row(0, named=True)
+    assert (refused["reason"], refused["permanent"]) == ("refused address", True)
+    assert server.requests == {}
+    assert download(wanted, tmp_path, quick()).row(0, named=True)["reason"] is None
+    assert server.requests == {"/good/1": 1}

@@ -10,6 +10,7 @@ from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.identity import check, differences, origin_differences
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources.local import Local
 from vlm2rec.errors import InputError
 
 
@@ -63,3 +64,19 @@ def test_what_was_changed_later_is_noticed(what: str, tmp_path: Path) -> None:
         check(Dataset.load(path))
     assert "\n" not in str(caught.value)
     check(Dataset.load(tmp_path / "a"))
+
+
+def test_a_changed_pixel_and_a_damaged_page_are_noticed(tiny_folder: Path, tmp_path: Path) -> None:
+    dataset = prepare(Local(tiny_folder), tmp_path / "a", picture_size=16)
+    check(dataset)
+    packed = bytearray((tmp_path / "a" / "pictures.bin").read_bytes())
+    packed[5 * 16 * 16 * 3 + 7] ^= 1
+    (tmp_path / "a" / "pictures.bin").write_bytes(packed)
+    with pytest.raises(InputError, match="picture of item 'i05' is damaged"):
+        check(Dataset.load(tmp_path / "a"))
+    path = made(tmp_path / "b").path / "interactions.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged|prepare it again"):
+        check(Dataset.load(tmp_path / "b"))

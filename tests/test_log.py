@@ -94,9 +94,13 @@ def test_whole_and_fractional_times_in_one_log(tmp_path: Path) -> None:
 
 
 def test_low_ratings_do_not_count(tmp_path: Path) -> None:
-    rated = table(("u", "a", 1), ("w", "b", 2), ("u", "c", 3), rating=pl.Series(["5", "3.5", None]))
+    rows = [("u", name, n) for n, name in enumerate("abcdef")]
+    rated = table(*rows, rating=pl.Series([" 5", "3.5", None, "4,5", "nan", "4"]))
     log = read_log(raw(rated), tmp_path, min_rating=4)
-    assert (log.user_ids.to_list(), log.item_ids.to_list(), log.left_out) == (["u"], ["a"], {"rated too low": 2})
+    assert log.item_ids.to_list() == ["a", "f"]
+    assert log.left_out == {"no rating": 3, "rated too low": 1}
+    with pytest.raises(InputError, match="rating holds List"):
+        read_log(raw(table(("u", "a", 1), rating=pl.Series([[5]]))), tmp_path, min_rating=4)
     with pytest.raises(InputError, match="no column rating"):
         read_log(raw(table(("u", "a", 1))), tmp_path, min_rating=4)
 
@@ -143,3 +147,9 @@ def test_a_log_of_which_most_is_broken_is_not_read_to_its_end(tmp_path: Path, mo
     with pytest.raises(InputError, match="12 of 18 lines cannot be read"):
         read_log(source, tmp_path)
     assert taken == 3
+
+
+def test_large_times_never_lose_digits_to_fractional_ones(tmp_path: Path) -> None:
+    large = 1_700_000_000_000_000_001
+    with pytest.raises(InputError, match="fractional"):
+        read_log(raw(table(("u", "a", str(large))), table(("u", "b", "2.5"))), tmp_path)

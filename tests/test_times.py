@@ -77,3 +77,13 @@ def test_what_holds_no_times_is_refused() -> None:
         read([True])
     with pytest.raises(InputError, match="--time-unit min"):
         Clock(unit="min")
+
+
+def test_one_odd_value_costs_only_itself() -> None:
+    large = 1_700_000_000_000_000_001
+    assert read([str(large), "99999999999999999999", "2.5", str(large + 1)]) == [large, None, None, large + 1]
+    assert read(["n/a", "", "3", "4"]) == [None, None, 3, 4]  # the first value does not decide alone
+    clock = Clock()
+    assert clock.read(pl.Series(["", None], dtype=pl.String), "log")[0].to_list() == [None, None]
+    assert clock.read(pl.Series(["2014-07-01"]), "log")[0].to_list() == [micro(2014, 7, 1)]
+    assert read(["2014-07-01 10:00:00+02"]) == [micro(2014, 7, 1, 8)]

@@ -127,7 +127,7 @@ def _read_users(run: Path) -> _Ranks:
         raise InputError(f"{run}: not evaluated (users.parquet is missing); finish it with `vlm2rec run`")
     columns = ("user_id", "task", "view", "candidates", "above", "ties")
     try:
-        frame = pl.read_parquet(path, columns=list(columns)).sort("user_id")
+        frame = pl.read_parquet(path, columns=list(columns), glob=False).sort("user_id")
     except (OSError, pl.exceptions.PolarsError):
         raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; evaluate the run again") from None
     found: _Ranks = {}

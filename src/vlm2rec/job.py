@@ -238,7 +238,9 @@ class Job:
         if not found:
             return {}
         results = self.run.results()
-        ranks = pl.read_parquet(self.out / "users.parquet").filter(~pl.col("task").str.starts_with("seqrec:"))
+        ranks = pl.read_parquet(self.out / "users.parquet", glob=False).filter(
+            ~pl.col("task").str.starts_with("seqrec:")
+        )
         results["seqrec"] = {}
         for kind, result in found.items():
             task = f"seqrec:{kind}"

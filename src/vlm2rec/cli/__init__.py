@@ -229,7 +229,11 @@ def sweep(
     from vlm2rec.job import sweep as sweep_jobs
 
     folder = out or Path("runs") / config.stem
-    print(compare_runs(sweep_jobs(config, set_ or [], folder)).text())
+    runs = sweep_jobs(config, set_ or [], folder)
+    try:
+        print(compare_runs(runs).text())
+    except InputError as error:  # runs of different splits, say: they are done all the same
+        print(f"{folder}: the runs are done, but not to be compared: {error}", file=sys.stderr)
     print(folder)
 
 

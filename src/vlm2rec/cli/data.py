@@ -111,6 +111,9 @@ def prepare(
             progress=progress,
             notice=notice,
         )
+    if made.manifest["time_unit"] is None:
+        said = "times are not what clocks count since 1970, so only their order is known; --time-unit says otherwise"
+        print(f"{out}: {said}", file=sys.stderr)
     if warning := leak_warning(made):
         print(warning, file=sys.stderr)
     print(f"{made.n_users:,} users, {made.n_items:,} items, {made.n_interactions:,} interactions")
@@ -159,7 +162,7 @@ def pictures(
 def check(
     folder: Folder, other: Annotated[Path | None, typer.Argument(help="Another one, to compare with.")] = None
 ) -> None:
-    """Is a data set as it was written, and is it the same as another? Status 1 where it is not the same."""
+    """Is a data set as it was written (status 2 where not), and the same as another (status 1 where not)?"""
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.identity import check as check_data
     from vlm2rec.data.identity import differences, origin_differences
@@ -170,8 +173,11 @@ def check(
     if other is None:
         return
     second = Dataset.load(other)
+    check_data(second)
     found = differences(dataset, second)
-    print(f"{other}: {'other data' if found else 'the same data'}, fingerprint {second.fingerprint}")
+    other_times = found and second.fingerprint == dataset.fingerprint
+    said = "the same data but for its times" if other_times else "other data" if found else "the same data"
+    print(f"{other}: {said}, fingerprint {second.fingerprint}")
     print("\n".join(["differs:", *found] if found else []), end="\n" if found else "")
     if made := origin_differences(dataset, second):
         print("\n".join(["made otherwise:", *made]))
@@ -192,6 +198,7 @@ def pair(
 
     made = pair_data(Dataset.load(first), Dataset.load(second), out, users=users)
     print(f"{made.n_users:,} users, {made.n_items:,} items, {made.n_interactions:,} interactions")
+    print(f"domains: {', '.join(made.items['domain'].unique(maintain_order=True))}")
     print(out)
 
 
@@ -202,7 +209,11 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     pictures: Annotated[bool, typer.Option("--pictures", help="The pictures too, as they are stored (PNG).")] = False,
 ) -> None:
-    """A data set as files that RecBole and others read; `prepare` makes the same of them again."""
+    """A data set as files that RecBole and others read.
+
+    `prepare` makes the same of them again, with the pictures that the data set was made from. With --pictures the
+    pixels are the same and the fingerprint, which is of pictures' files, is another.
+    """
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.export import export as export_data
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from vlm2rec.config import Section, read_toml
 from vlm2rec.data.sources import Source
@@ -43,6 +43,11 @@ class Preparation(Section):
     time_unit: Literal["s", "ms", "us", "ns"] | None = None
     fetching: dict[str, float | str | bool] = Field({})
 
+    @field_validator("require", mode="before")
+    @classmethod
+    def _several(cls, given: Any) -> Any:
+        return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+
     def source(self, name: SourceName, path: Path | None) -> Source:
         """The source of that name. Raises InputError where it takes no such option, or needs a path."""
         takes: dict[str, tuple[str, ...]] = {
@@ -74,8 +79,6 @@ class Preparation(Section):
 
     def manners(self) -> "Fetching | None":
         """How pictures are fetched; None: they are not."""
-        if not self.download_images:
-            return None
         from vlm2rec.data.fetching.client import Fetching
 
         known = [field.name for field in dataclasses.fields(Fetching)]
@@ -83,17 +86,22 @@ class Preparation(Section):
             if key not in known:
                 raise InputError(f"unknown key fetching.{key}; {_hint(key, known)}")
         try:
-            return TypeAdapter(Fetching).validate_python(self.fetching)
+            manners = TypeAdapter(Fetching).validate_python(self.fetching)
         except ValidationError as error:
             raise InputError(f"fetching.{_told(error)}") from None
+        return manners if self.download_images else None
 
 
 def asked(file: Path | None, options: Mapping[str, Any]) -> Preparation:
     """Options that were given, over those of a file. Raises InputError naming the key that is wrong."""
+    if file is not None and not file.is_file():
+        raise InputError(f"{file}: no such file; it holds options of `data prepare`, as docs/datasets.md shows")
     raw = {} if file is None else read_toml(file)
     given = {name: value for name, value in options.items() if value is not None}
     fetching = given.pop("fetching", {})
-    merged = {**raw, **given, **({"fetching": {**raw.get("fetching", {}), **fetching}} if fetching else {})}
+    merged = {**raw, **given}
+    if fetching and isinstance(merged.setdefault("fetching", {}), dict):
+        merged["fetching"] = {**merged["fetching"], **fetching}
     try:
         return Preparation.model_validate(merged)
     except ValidationError as error:

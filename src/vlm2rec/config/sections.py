@@ -83,6 +83,11 @@ class DataConfig(Section):
     max_history: int = Field(10, ge=1)  # last events kept (Sec. 5.1.1)
     split: SplitConfig = LeaveOneOut()
 
+    @field_validator("split", mode="before")
+    @classmethod
+    def _of_the_usual_kind(cls, given: Any) -> Any:
+        return {"kind": "leave_one_out", **given} if isinstance(given, dict) else given
+
 
 class LoraSettings(Section):
     """Low-rank adapters on the language model only (Sec. 5.1.1)."""

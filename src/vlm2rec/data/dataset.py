@@ -95,7 +95,8 @@ class Dataset:
         dataset = cls(path, manifest, Ragged.end_to_end(items, lengths))
         counts = manifest["counts"]
         wanted = [counts["users"], counts["items"], counts["interactions"]]
-        if found != wanted or len(dataset.pictures) != counts["items"] or int(lengths.sum()) != len(items) != wanted[2]:
+        whole = int(lengths.sum()) == len(items) == counts["interactions"]
+        if found != wanted or len(dataset.pictures) != counts["items"] or not whole:
             raise InputError(f"{path}: its tables do not have the rows its manifest counts; prepare it again")
         return dataset
 
@@ -142,13 +143,13 @@ class Dataset:
 
 def _read(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=columns)
+        return pl.read_parquet(path, columns=columns, glob=False)
     except (OSError, pl.exceptions.PolarsError):
         raise InputError(f"{path}: missing or damaged; prepare the data set again") from None
 
 
 def _height(path: Path) -> int:
-    return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+    return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -157,10 +158,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    wanted = {"kind", "format", "name", "fingerprint", "counts", "options"}
-    return (
-        manifest if isinstance(manifest, dict) and wanted <= set(manifest) and manifest["kind"] == "dataset" else None
-    )
+    wanted = {"kind": str, "format": int, "name": str, "fingerprint": str, "counts": dict, "options": dict}
+    fits = isinstance(manifest, dict) and all(isinstance(manifest.get(key), kind) for key, kind in wanted.items())
+    return manifest if fits and manifest["kind"] == "dataset" else None
 
 
 def fingerprint(

@@ -55,6 +55,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         },
         "options": {"require": options["require"], "k_core": options["k_core"]},
         "raw": dataset.manifest["raw"],
+        "left_out": dataset.manifest.get("left_out", {}),
+        "broken": dataset.manifest.get("broken", {}),
         "dropped": dataset.manifest["dropped"],
     }
 
@@ -178,7 +180,7 @@ def _popularity(popularity: NDArray[np.int64]) -> dict[str, float]:
 
 def _titles(dataset: Dataset) -> dict[str, int]:
     """Missing titles, and items that share theirs with another."""
-    titles = pl.read_parquet(dataset.path / ITEMS, columns=["title"])["title"]
+    titles = pl.read_parquet(dataset.path / ITEMS, columns=["title"], glob=False)["title"]
     return {"missing": int((titles == "").sum()), "duplicate": _shared(titles.filter(titles != ""))}
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import polars as pl
 from PIL import Image
 from polars.datatypes import DataType, DataTypeClass
 
 from vlm2rec.data.dataset import INTERACTIONS, ITEMS, Dataset
+from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
 from vlm2rec.data.pictures.ahead import ReadAhead
 from vlm2rec.data.pictures.archives import THREADS
@@ -62,10 +62,10 @@ def export(dataset: Dataset, to: Format, out: Path, *, pictures: bool = False) -
     if to not in FORMATS:
         raise InputError(f"--to {to}: unknown; give one of {', '.join(FORMATS)}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: exists; delete it or give another --out")
+        raise InputError(f"{out}: exists; give another --out")
     tables = {
-        "items": _Table(dataset.path / ITEMS, pl.scan_parquet(dataset.path / ITEMS)),
-        "interactions": _Table(dataset.path / INTERACTIONS, pl.scan_parquet(dataset.path / INTERACTIONS)),
+        "items": _Table(dataset.path / ITEMS, pl.scan_parquet(dataset.path / ITEMS, glob=False)),
+        "interactions": _Table(dataset.path / INTERACTIONS, pl.scan_parquet(dataset.path / INTERACTIONS, glob=False)),
     }
     if pictures:
         tables["items"] = _with_names(dataset, tables["items"])
@@ -124,7 +124,7 @@ class _Table:
 def _with_names(dataset: Dataset, table: _Table) -> _Table:
     """The items with the names of the files that `_write_pictures` writes."""
     there = store.read_index(dataset.path)["height"] > 0
-    rows = table.rows.with_columns(pl.Series("image", np.arange(dataset.n_items)).cast(pl.String) + ".png")
+    rows = table.rows.with_columns(pl.col("item_id").map_elements(stem_of, pl.String).alias("image") + ".png")
     kept = pl.when(pl.Series("there", there)).then("image").otherwise(pl.lit(""))
     return _Table(table.path, rows.with_columns(kept.alias("image")))
 
@@ -135,7 +135,8 @@ def _write_pictures(dataset: Dataset, folder: Path) -> None:
     def write(item: int) -> None:
         pixels = dataset.pictures[item]
         if pixels is not None:
-            Image.fromarray(pixels).save(folder / f"{item}.png", compress_level=_COMPRESSION)
+            name = f"{stem_of(dataset.item_ids[item])}.png"
+            Image.fromarray(pixels).save(folder / name, compress_level=_COMPRESSION)
 
     with ReadAhead(write, range(dataset.n_items), THREADS, 4 * THREADS) as written:
         for _ in written:

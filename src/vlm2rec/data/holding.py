@@ -86,9 +86,9 @@ def _in_domain(dataset: Dataset, how: LeaveOneOut) -> Held:
 def _items_of(dataset: Dataset, domain: str) -> NDArray[np.bool_]:
     """Which items are of a domain, `(n_items,)`."""
     where = dataset.path / ITEMS
-    if DOMAIN not in pl.read_parquet_schema(where):
+    if DOMAIN not in pl.scan_parquet(where, glob=False).collect_schema():
         raise InputError(f"{where}: has no column {DOMAIN}, as a pair of data sets has; leave data.split.domain out")
-    column = pl.read_parquet(where, columns=[DOMAIN])[DOMAIN].cast(pl.String)
+    column = pl.read_parquet(where, columns=[DOMAIN], glob=False)[DOMAIN].cast(pl.String)
     names = column.unique(maintain_order=True).drop_nulls().to_list()
     if domain not in names:
         near = difflib.get_close_matches(domain, names, n=1)

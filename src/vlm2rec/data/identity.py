@@ -2,18 +2,20 @@
 
 from hashlib import blake2b
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import polars as pl
 
 from vlm2rec.data.dataset import INTERACTIONS, Dataset, fingerprint
+from vlm2rec.data.pictures.store import read_index
 from vlm2rec.errors import InputError
 
 _ROWS = 1 << 20
 
 
 def check(dataset: Dataset) -> None:
-    """Read everything again and compare it with the manifest and with each other. Tables are streamed.
+    """Read everything again, but for further columns and the list of the dropped, and compare it with the manifest.
 
     Raises:
         InputError: a table was changed or damaged since the directory was written.
@@ -28,18 +30,30 @@ def check(dataset: Dataset) -> None:
             f"{path}: items, titles, users, sequences or pictures were changed after it was prepared (fingerprint"
             f" {found}, the manifest says {dataset.fingerprint}); prepare it again"
         )
+    _check_pictures(dataset)
     times, done = blake2b(digest_size=16), 0
     owner = dataset.sequences.rows()
-    table = pl.scan_parquet(path / INTERACTIONS).select("user_id", "item_id", "timestamp")
-    for part in table.collect_batches(chunk_size=_ROWS, maintain_order=True):
-        here = slice(done, done + part.height)
-        done += part.height
-        times.update(part["timestamp"].to_numpy().tobytes())
-        item = items[np.asarray(dataset.sequences.values[here])]
-        if not (part["item_id"].equals(item) and part["user_id"].equals(users[owner[here]])):
-            raise InputError(f"{path / INTERACTIONS}: does not hold the events of sequences.npy; prepare it again")
+    table = pl.scan_parquet(path / INTERACTIONS, glob=False).select("user_id", "item_id", "timestamp")
+    try:
+        for part in table.collect_batches(chunk_size=_ROWS, maintain_order=True):
+            here = slice(done, done + part.height)
+            done += part.height
+            times.update(part["timestamp"].to_numpy().tobytes())
+            item = items[np.asarray(dataset.sequences.values[here])]
+            if not (part["item_id"].equals(item) and part["user_id"].equals(users[owner[here]])):
+                raise InputError(f"{path / INTERACTIONS}: does not hold the events of sequences.npy; prepare it again")
+    except (OSError, pl.exceptions.PolarsError):
+        raise InputError(f"{path / INTERACTIONS}: is damaged; prepare it again") from None
     if times.hexdigest() != stated["times"]:
         raise InputError(f"{path / INTERACTIONS}: times were changed after it was prepared; prepare it again")
+
+
+def _check_pictures(dataset: Dataset) -> None:
+    for item, (picture, crc) in enumerate(zip(dataset.pictures, read_index(dataset.path, ["crc"])["crc"], strict=True)):
+        if picture is not None and crc32(picture.data) != crc:
+            raise InputError(
+                f"{dataset.path}: the picture of item {dataset.item_ids[item]!r} is damaged; prepare it again"
+            )
 
 
 def differences(first: Dataset, second: Dataset) -> list[str]:

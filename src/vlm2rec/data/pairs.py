@@ -53,7 +53,7 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
     if _is_there(out, made_from):
         return Dataset.load(out)
     items, shared_items = _items(first, second)
-    ids = [pl.read_parquet(each.path / USERS, columns=["user_id"])["user_id"] for each in (first, second)]
+    ids = [pl.read_parquet(each.path / USERS, columns=["user_id"], glob=False)["user_id"] for each in (first, second)]
     common = int(ids[0].is_in(ids[1].implode()).sum())
     if users == "both" and not common:
         raise InputError(f"{first.path}, {second.path}: have no user id in common; give --users any to take everybody")
@@ -119,7 +119,7 @@ def _is_there(out: Path, made_from: dict[str, Any]) -> bool:
 
 def _items(first: Dataset, second: Dataset) -> tuple[pl.DataFrame, int]:
     """The items of both, and how many ids both had."""
-    tables = [pl.read_parquet(each.path / ITEMS) for each in (first, second)]
+    tables = [pl.read_parquet(each.path / ITEMS, glob=False) for each in (first, second)]
     shared = tables[0]["item_id"].filter(tables[0]["item_id"].is_in(tables[1]["item_id"].implode()))
     marked = [
         table.with_columns(
@@ -165,8 +165,9 @@ def _events(
     time = np.concatenate([clock.times for clock in clocks])
     order = np.lexsort((time, user))  # stable
     order = order[np.searchsorted(user[order], 0) :]
-    others = [pl.read_parquet(each.path / INTERACTIONS).drop("user_id", "item_id") for each in both]
-    rest = pl.concat(others, how="diagonal_relaxed").drop("timestamp")
+    tables = [pl.scan_parquet(each.path / INTERACTIONS, glob=False) for each in both]
+    others = [table.drop("user_id", "item_id").collect() for table in tables]
+    rest = _together(others, both).drop("timestamp")
 
     def table(rows: NDArray[np.int64]) -> pl.DataFrame:
         own = {"user_id": people[user[rows]], "item_id": item_ids[item[rows]], "timestamp": time[rows]}
@@ -179,6 +180,15 @@ def _events(
 
     events = np.bincount(user[order], minlength=len(people)).astype(np.uint32)
     return Events(pl.DataFrame({"user_id": people, "events": events}), table(order[:0]).schema, batches())
+
+
+def _together(tables: Sequence[pl.DataFrame], both: tuple[Dataset, Dataset]) -> pl.DataFrame:
+    """Rows of both, with the columns of either."""
+    try:
+        return pl.concat(tables, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        reason = (str(error).strip().splitlines() or ["types differ"])[0][:120]
+        raise InputError(f"{both[0].path}, {both[1].path}: columns of one name do not go together: {reason}") from None
 
 
 def _copy_pictures(folder: Path, both: tuple[Dataset, Dataset]) -> None:
@@ -202,9 +212,9 @@ def _dropped(both: tuple[Dataset, Dataset], left: Sequence[pl.Series], item_ids:
     ]
     starts = (0, both[0].n_items)
     for start, each in zip(starts, both, strict=True):
-        names = pl.read_parquet(each.path / ITEMS, columns=["item_id"]).select(id="item_id")
+        names = pl.read_parquet(each.path / ITEMS, columns=["item_id"], glob=False).select(id="item_id")
         names = names.with_columns(item_ids[start : start + each.n_items].alias("new"))
-        lost = pl.read_parquet(each.path / DROPPED).filter(pl.col("kind") == "picture")
+        lost = pl.read_parquet(each.path / DROPPED, glob=False).filter(pl.col("kind") == "picture")
         found = lost.join(names, on="id", maintain_order="left")
         tables.append(found.select(id="new", kind="kind", reason="reason"))
     return pl.concat(tables)

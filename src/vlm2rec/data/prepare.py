@@ -9,13 +9,14 @@ killed leaves no half data set (at worst a hidden `.NAME.….partial` folder, sa
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from filecmp import cmp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm2rec.data.dataset import Dataset, read_manifest
+from vlm2rec.data.dataset import FORMAT, INTERACTIONS, ITEMS, Dataset, read_manifest
 from vlm2rec.data.pictures.store import FITS, Fit
 from vlm2rec.data.preparing.making import Making, Progress
-from vlm2rec.data.preparing.origin import origin, stamp
+from vlm2rec.data.preparing.origin import origin
 from vlm2rec.data.preparing.writing import partial
 from vlm2rec.data.sources import Source
 from vlm2rec.errors import InputError
@@ -58,7 +59,7 @@ def prepare(
         picture_fit: `squash`, `letterbox` or `aspect`; see `vlm2rec.data.pictures.store.fit_picture`.
         drop_placeholders: whether a picture that only says that there is none counts as none.
         min_rating: events rated lower do not count; None: all do.
-        users: how many users are drawn, before anything is dropped; None: all.
+        users: how many users are drawn, of those with an event that counts, before items are looked at; None: all.
         seed: draws them.
         fetching: in what manner pictures that have an address and are not there are fetched; None: they are missing.
         pictures: where the pictures are, if not where the source has them: a folder or an archive.
@@ -84,24 +85,26 @@ def prepare(
     there = _check_out(out)
     raw = source.read()
     if pictures is not None:
+        if not pictures.exists() and fetching is None:
+            raise InputError(f"--images {pictures}: no such folder or archive; give one, or leave the option out")
         raw = replace(raw, pictures=pictures)
-    files = origin(raw)
+    made_from = origin(raw)
     if there is not None:
         if there["options"] != options:
             raise InputError(f"{out}: exists, prepared with other options; delete it or give another --out")
-        made_from = {"files": files, "pictures": stamp(raw)}
-        if None not in made_from.values() and there["made_from"] == made_from:
+        known = made_from["files"] is not None and made_from["pictures"] is not None
+        if known and there["made_from"] == made_from and not (fetching and _lacks_pictures(there)):
             return _unchanged(out, say)
     with partial(out) as folder:
-        Making(raw, options, fetching, bad_lines, tell, say).write(folder, files)
+        Making(raw, options, fetching, bad_lines, tell, say).write(folder, made_from)
         if there is None:
             try:
                 folder.replace(out)
+                return Dataset.load(out)
             except OSError as error:
-                raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
-            return Dataset.load(out)
-        made = read_manifest(folder)
-        if made is None or made["fingerprint"] != there["fingerprint"]:
+                if read_manifest(out) is None:  # else somebody else was faster, perhaps with the same data
+                    raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+        if not _same(folder, out):
             raise InputError(f"{out}: exists and holds other data; delete it or give another --out")
     return _unchanged(out, say)
 
@@ -133,12 +136,31 @@ def _check(options: dict[str, Any], require: Sequence[str]) -> None:
 
 def _check_out(out: Path) -> dict[str, Any] | None:
     """The manifest of a data set that is there already; None if the place is free."""
+    if out.is_symlink() or out.resolve() == Path.cwd():
+        raise InputError(f"{out}: is a link or the folder you are in, which cannot be replaced; give another --out")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     there = read_manifest(out)
     if there is None:
-        raise InputError(f"{out}: exists and is no prepared data set; delete it or give another --out")
+        raise InputError(f"{out}: exists and is no prepared data set; give another --out")
+    if there["format"] != FORMAT:
+        raise InputError(f"{out}: prepared by another version of vlm2rec; delete it or give another --out")
     return there
+
+
+def _lacks_pictures(there: dict[str, Any]) -> bool:
+    """Whether a data set has dropped pictures that may be fetched now."""
+    gone = [*there["dropped"]["item"], *there["dropped"]["picture"]]
+    return any(reason.startswith(("picture missing", "picture not fetched")) for reason in gone)
+
+
+def _same(folder: Path, out: Path) -> bool:
+    """Whether two directories hold the same, further columns included."""
+    made, there = read_manifest(folder), read_manifest(out)
+    if made is None or there is None:
+        return False
+    same = all(made.get(key) == there.get(key) for key in ("fingerprint", "times", "time_unit", "options"))
+    return same and all(cmp(folder / name, out / name, shallow=False) for name in (ITEMS, INTERACTIONS))
 
 
 def _unchanged(out: Path, say: Callable[[str], None]) -> Dataset:

@@ -37,7 +37,7 @@ class Timeline:
         """Read them. Raises InputError where the file is missing or damaged."""
         path = dataset.path / INTERACTIONS
         try:
-            times: Times = pl.read_parquet(path, columns=["timestamp"])["timestamp"].to_numpy()
+            times: Times = pl.read_parquet(path, columns=["timestamp"], glob=False)["timestamp"].to_numpy()
         except (OSError, pl.exceptions.PolarsError):
             raise InputError(f"{path}: missing or damaged; prepare the data set again") from None
         known = "time_unit" in dataset.manifest  # since data sets have said so
@@ -61,7 +61,7 @@ class Timeline:
         """A time as people write it, to the second (UTC); None where the unit is not known."""
         if self.unit is None:
             return None
-        return str(np.array(time // 1, f"datetime64[{self.unit}]").astype("datetime64[s]"))
+        return str(np.array(int(time // 1), f"datetime64[{self.unit}]").astype("datetime64[s]"))
 
 
 def _are_places(times: Times, starts: NDArray[np.int64]) -> bool:

@@ -196,7 +196,7 @@ def write_users(users: pl.DataFrame, path: Path) -> None:
 
 def read_users(path: Path) -> pl.DataFrame | None:
     """What `write_users` wrote; None where there is nothing."""
-    return pl.read_parquet(path) if path.exists() else None
+    return pl.read_parquet(path, glob=False) if path.exists() else None
 
 
 def _norms(by_view: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:

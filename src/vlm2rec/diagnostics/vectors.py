@@ -79,7 +79,7 @@ def _npy(path: Path) -> Rows:
 
 def _parquet(path: Path) -> Vectors:
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise InputError(f"{path}: cannot be read as Parquet ({reason}); write it anew") from None

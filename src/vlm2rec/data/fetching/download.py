@@ -4,7 +4,8 @@
 counts). A start goes on where the last one was stopped, however that happened:
 
 - What is saved (same name, same address, a file of the same size) and what failed for good is not asked for again. For
-  good: HTTP 4xx but 408, 425 and 429, no picture, a damaged or too large one, a refused address, a wrong redirect.
+  good: HTTP 4xx but 408, 425 and 429, no picture, a damaged or too large one, a wrong redirect, an address that is
+  refused (until `Fetching.private` allows it).
 - Asked for anew is what failed for a reason that may pass, after all retries (no connection, no answer, 408, 425, 429,
   5xx), a changed address, a file that is missing or has another size.
 
@@ -65,7 +66,7 @@ def download(
     fetching = fetching or Fetching()
     table = _table(wanted)
     with open_journal(folder) as journal:
-        state = _state(table, journal, fetching.again, fetching.verify)
+        state = _state(table, journal, fetching.again, fetching.verify, fetching.private)
         todo = _todo(state, folder)
         if progress is not None:
             progress(table.height - todo.height, table.height)
@@ -94,7 +95,9 @@ def _table(wanted: Mapping[str, str] | pl.DataFrame) -> pl.DataFrame:
     return table
 
 
-def _state(table: pl.DataFrame, journal: Journal, again: bool = False, verify: bool = False) -> pl.DataFrame:
+def _state(
+    table: pl.DataFrame, journal: Journal, again: bool = False, verify: bool = False, private: bool = False
+) -> pl.DataFrame:
     """The table with what is known of each name at its address: columns of `SCHEMA`, `settled` and `old`.
 
     `settled`: it need not be asked for; `old`: the file in the folder that the name's last line speaks of.
@@ -102,6 +105,8 @@ def _state(table: pl.DataFrame, journal: Journal, again: bool = False, verify: b
     known = journal.read().join(journal.files(), on="file", how="left")
     whole = (pl.col("there") == pl.col("bytes")).fill_null(False)
     failed = pl.col("file").is_null() & pl.col("permanent").fill_null(False) & pl.lit(not again)
+    if private:  # refused for what may be allowed now
+        failed &= pl.col("reason") != "refused address"
     known = known.with_columns(
         settled=whole | failed,
         old=pl.when(pl.col("there").is_not_null()).then("file"),

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import Literal, Self, overload
+from zlib import crc32
 
 import numpy as np
 import polars as pl
@@ -41,6 +42,7 @@ _SCHEMA = {
     "digest": pl.String,
     "source_height": pl.Int32,
     "source_width": pl.Int32,
+    "crc": pl.UInt32,
 }
 _COPIED = 1 << 24  # bytes at a time
 _OPENING = Lock()
@@ -132,11 +134,11 @@ class PictureFiles(_ByNumber):
 def read_index(folder: Path, columns: Sequence[str] = tuple(_SCHEMA)) -> pl.DataFrame:
     """The picture index of a prepared folder, a row an item.
 
-    Columns: offset (bytes), height, width (pixels; 0: none), digest, and source_height, source_width (pixels of the
-    picture as it came). Raises InputError if it is missing or damaged.
+    Columns: offset (bytes), height, width (pixels; 0: none), digest, source_height, source_width (pixels of the
+    picture as it came), and crc (of what is packed). Raises InputError if it is missing or damaged.
     """
     try:
-        return pl.read_parquet(folder / INDEX, columns=list(columns))
+        return pl.read_parquet(folder / INDEX, columns=list(columns), glob=False)
     except (OSError, pl.exceptions.PolarsError):
         raise InputError(f"{folder / INDEX}: missing or unreadable; prepare the data set again") from None
 
@@ -252,6 +254,7 @@ def pack(
     there = [row for row, name in enumerate(names) if name is not None]
     shapes = np.zeros((len(names), 4), np.int64)  # height and width, packed and as they came
     digests: list[str | None] = [None] * len(names)
+    checks = np.zeros(len(names), np.uint32)
     broken = np.zeros(len(names), bool)
     wanted = (name for name in names if name is not None)
     with (folder / PACK).open("wb") as file, closing(decode(album, wanted, size, fit)) as results:
@@ -261,12 +264,15 @@ def pack(
             else:
                 shapes[row] = *found.pixels.shape[:2], *found.source
                 digests[row] = found.digest
-                file.write(np.ascontiguousarray(found.pixels).data)
+                pixels = np.ascontiguousarray(found.pixels).data
+                checks[row] = crc32(pixels)
+                file.write(pixels)
             if progress is not None:
                 progress(done, len(there))
     height, width, source_height, source_width = shapes.T
     columns = {"height": height, "width": width, "source_height": source_height, "source_width": source_width}
-    _write_index(folder, pl.DataFrame({**columns, "digest": pl.Series(digests, dtype=pl.String)}))
+    texts = pl.Series(digests, dtype=pl.String)
+    _write_index(folder, pl.DataFrame({**columns, "digest": texts, "crc": checks}))
     return broken
 
 

@@ -12,11 +12,28 @@ from vlm2rec.data.preparing.kcore import MIN_EVENTS, Core, Mask, core, count
 from vlm2rec.data.preparing.log import Ints, Log
 from vlm2rec.data.preparing.stock import Stock
 from vlm2rec.data.preparing.writing import Events
+from vlm2rec.data.sampling import sample_users
 from vlm2rec.data.sources import RawData
 from vlm2rec.errors import InputError
 
 BUCKET = 1 << 22
 """Events that are sorted and written at a time."""
+
+_HELP = {
+    "refused address": "pass --allow-private if they are your own, or --require title",
+    "not fetched": "run it again, or pass --require title",
+    "picture": "pictures are looked for by the names in column image, or by item; pass --require title to do without",
+    "title": "give titles",
+}
+"""What to do where most items are dropped for a reason that has these words."""
+
+
+def under(options: dict[str, Any]) -> str:
+    """Which options leave few events, for a message."""
+    said = [f"--k-core {options['k_core']}"]
+    said += [f"--min-rating {options['min_rating']:g}"] if options["min_rating"] is not None else []
+    said += [f"--users {options['users']}"] if options["users"] is not None else []
+    return "under " + " and ".join(said)
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Draft:
         why = pl.when(pl.Series(short)).then(pl.lit(f"fewer than {MIN_EVENTS} events")).otherwise(pl.lit("k-core"))
         if self.options["users"] is not None:
             drawn = np.zeros(n_users, bool)
-            drawn[self.user[self.user >= 0]] = True
+            drawn[sample_users(n_users, self.options["users"], self.options["seed"], "prepare")] = True
             why = pl.when(pl.Series(~drawn)).then(pl.lit("not drawn")).otherwise(why)
         people = pl.DataFrame([self.log.user_ids.alias("id")])
         return people.with_columns(reason=why).filter(pl.Series(~kept.users))
@@ -107,10 +124,9 @@ class Draft:
             )
         if len(reasons) > stock.items.height / 2:
             worst = str(reasons.value_counts(sort=True)["reason"][0])
-            help_ = "pass --require title" if "picture" in worst else "give titles"
+            help_ = next(help_ for part, help_ in _HELP.items() if part in worst)
             return f"{int((reasons == worst).sum()):,} of {stock.items.height:,} items were dropped ({worst}); {help_}"
-        k = self.options["k_core"]
-        return f"no user keeps {MIN_EVENTS} events under --k-core {k}; lower it or bring more data"
+        return f"no user keeps {MIN_EVENTS} events {under(self.options)}; lower it or bring more data"
 
     def events(self, kept: Core) -> Events:
         """The kept events, user after user, each one's in order of time and then of the source."""

@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.preparing.tables import need, texts_of
-from vlm2rec.data.preparing.times import Clock, Times
+from vlm2rec.data.preparing.times import EXACT, Clock, Times
 from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.errors import InputError
@@ -57,7 +57,11 @@ class Log:
 
 
 def read_log(
-    raw: RawData, scratch: Path, min_rating: float | None = None, progress: Callable[[int], None] = lambda rows: None
+    raw: RawData,
+    scratch: Path,
+    min_rating: float | None = None,
+    bad_lines: float = 0.01,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> Log:
     """Read the interactions of a source; rows that cannot be used go to `raw.broken`.
 
@@ -65,6 +69,7 @@ def read_log(
         raw: the source.
         scratch: a folder for what does not stay in memory.
         min_rating: events rated lower are left out; None: all count.
+        bad_lines: the largest share of broken lines that is any use; above a half, reading ends early.
         progress: told how many rows have been read.
 
     Raises:
@@ -80,12 +85,15 @@ def read_log(
             good = _good_rows(table, where, clock, raw.broken, read)
             read += table.height
             if len(raw.broken) > max(read, _HOPELESS):  # a wrong separator, say: no need to list a whole log
-                raw.broken.refuse_many(0.5)
+                raw.broken.refuse_many(max(0.5, bad_lines))
             if min_rating is not None:
-                high = _rated(good, where) >= min_rating
-                lower = good.height - int(high.sum())
-                left_out["rated too low"] = left_out.get("rated too low", 0) + lower
-                good = good.filter(high)
+                rating = _rated(good, where)
+                for reason, out in (
+                    ("no rating", rating.is_null()),
+                    ("rated too low", (rating < min_rating).fill_null(False)),
+                ):
+                    left_out[reason] = left_out.get(reason, 0) + int(out.sum())
+                good = good.filter((rating >= min_rating).fill_null(False))
             # Both columns at once: most of the time goes into looking up ids, and neither waits for the other.
             both = pool.map(lambda each: each[0].numbers(each[1]), [(users, good["user_id"]), (items, good["item_id"])])
             parts.append((*both, good["timestamp"].to_numpy()))
@@ -93,7 +101,10 @@ def read_log(
             progress(read)
     if not read:
         raise InputError(f"{where}: has no rows; add some")
-    user, item, time = (np.concatenate(column) for column in zip(*parts, strict=True))
+    users_, items_, times = zip(*parts, strict=True)
+    if len({part.dtype for part in times}) > 1 and any((np.abs(part) > EXACT).any() for part in times):
+        raise InputError(f"{where}: times are fractional here and too large for that there; give whole numbers")
+    user, item, time = (np.concatenate(column) for column in (users_, items_, times))
     return Log(users.ids(), items.ids(), user, item, time, clock.unit_of(time), others, left_out)
 
 
@@ -127,7 +138,12 @@ def _good_rows(table: pl.DataFrame, where: str, clock: Clock, broken: Broken, be
 def _rated(table: pl.DataFrame, where: str) -> pl.Series:
     if "rating" not in table.columns:
         raise InputError(f"{where}: has no column rating for --min-rating; leave the option out or map a column to it")
-    return table["rating"].cast(pl.Float64, strict=False).fill_null(-np.inf)
+    rating, dtype = table["rating"], table.schema["rating"]
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        rating = rating.cast(pl.String).str.strip_chars()
+    elif not (dtype.is_numeric() or dtype == pl.Null):
+        raise InputError(f"{where}: column rating holds {dtype}; give numbers for --min-rating")
+    return rating.cast(pl.Float64, strict=False).fill_nan(None)
 
 
 class Numbering:
@@ -185,7 +201,7 @@ class Spill:
         """The rows of a mask `(n,)`, each in its bucket `(n kept,)`; within one, in their order here."""
         moved, starts, done, kept = Spill(self._folder), [], 0, 0
         for part in self.parts if self.schema else []:
-            table = pl.read_ipc(part) if isinstance(part, Path) else part
+            table = pl.scan_ipc(part, glob=False).collect() if isinstance(part, Path) else part
             here = np.flatnonzero(rows[done : done + table.height])
             own = bucket[kept : kept + len(here)]
             order = np.argsort(own, kind="stable")
@@ -209,6 +225,6 @@ class Buckets:
         found = []
         for part, at in zip(self.parts, self.starts, strict=True):
             start, size = int(at[bucket]), int(at[bucket + 1] - at[bucket])
-            table = pl.scan_ipc(part) if isinstance(part, Path) else part.lazy()
+            table = pl.scan_ipc(part, glob=False) if isinstance(part, Path) else part.lazy()
             found.append(table.slice(start, size).collect())
         return pl.concat(found) if found else pl.DataFrame()

@@ -14,8 +14,8 @@ from vlm2rec.data.dataset import BROKEN
 from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
 from vlm2rec.data.pictures.files import open_pictures
-from vlm2rec.data.preparing.draft import Draft
-from vlm2rec.data.preparing.kcore import Mask, copies, core
+from vlm2rec.data.preparing.draft import Draft, under
+from vlm2rec.data.preparing.kcore import MIN_EVENTS, Mask, copies, core
 from vlm2rec.data.preparing.log import Log, read_log
 from vlm2rec.data.preparing.origin import stamp
 from vlm2rec.data.preparing.stock import BROKEN as BROKEN_PICTURE
@@ -44,11 +44,19 @@ class Making:
     progress: Progress
     notice: Callable[[str], None]
 
-    def write(self, folder: Path, files: list[dict[str, Any]] | None) -> None:
-        """Everything, into an empty folder; `files` is what `origin` says of the raw files."""
+    def write(self, folder: Path, made_from: dict[str, Any]) -> None:
+        """Everything, into an empty folder; `made_from` is what `origin` says before pictures are fetched."""
+        self._check_pictures()
         scratch = folder / "scratch"
         scratch.mkdir()
-        log = read_log(self.raw, scratch, self.options["min_rating"], lambda n: self.progress("events read", n, None))
+        log = read_log(
+            self.raw,
+            scratch,
+            self.options["min_rating"],
+            self.bad_lines,
+            lambda rows: self.progress("events read", rows, None),
+        )
+        self.raw.broken.refuse_many(self.bad_lines)
         aside, reasons = self._aside(log)
         user = np.where(aside, np.int32(-1), log.user) if aside.any() else log.user
         alone = self._alone(log, user)
@@ -76,11 +84,25 @@ class Making:
                 "broken": self._say_broken(folder),
                 "time_unit": log.time_unit,
                 "options": self.options,
-                "made_from": {"files": files, "pictures": stamp(self.raw)},
+                "made_from": {**made_from, "pictures": stamp(self.raw)},
             },
             lambda done, total: self.progress("events written", done, total),
         )
         shutil.rmtree(scratch)
+
+    def _check_pictures(self) -> None:
+        """Raise InputError if pictures are required and their place is missing: before a large log is read."""
+        place, items = self.raw.pictures, self.raw.items
+        if "image" not in self.options["require"] or not isinstance(place, Path) or place.exists():
+            return
+        named = callable(items) or ("image" in items.columns and items["image"].fill_null("").ne("").any())
+        if named and self.fetching is None:
+            addresses = callable(items) or "url" in items.columns
+            fetching = "pass --download-images, " if addresses else ""
+            raise InputError(
+                f"{place}: no such folder; put the pictures there, say --images where they are, {fetching}or pass"
+                " --require title"
+            )
 
     def _aside(self, log: Log) -> tuple[Mask, dict[str, int]]:
         """Events that do not count `(n_events,)`, and how many do not, by reason."""
@@ -104,6 +126,11 @@ class Making:
         if not callable(self.raw.items) and published is None:
             return everything
         alone = core(user, log.item, everything, len(log.user_ids), k)
+        if not alone.events.any():
+            raise InputError(
+                f"{self.raw.interactions_from}: no user keeps {max(k, MIN_EVENTS)} events"
+                f" {under(self.options)}, whatever the items; lower it or bring more data"
+            )
         whole = self.options["users"] is None and self.options["min_rating"] is None
         if published is not None and k == 5 and whole:
             found = {"users": alone.users.sum(), "items": alone.items.sum(), "interactions": alone.events.sum()}
@@ -123,12 +150,7 @@ class Making:
         items = clean_items(self._with_ids(items), where, tuple(part for part in require if part != "any"))
         if items.is_empty():
             raise InputError(f"{where}: has no rows of items that are in {raw.interactions_from}; add some")
-        place, url = raw.pictures, "url" in items.columns
-        nowhere = isinstance(place, Path) and not place.exists() and self.fetching is None
-        if "image" in require and nowhere and (items["image"] != "").any():
-            fetching = "pass --download-images, " if url else ""
-            raise InputError(f"{place}: no such folder; put the pictures there, {fetching}or pass --require title")
-        album = open_pictures(place)
+        album, url = open_pictures(raw.pictures), "url" in items.columns
         there = album.has(items["image"])
         if url and not there.all():  # what was fetched is named by the item
             named = pl.DataFrame([items["image"], items["item_id"].map_elements(stem_of, pl.String).alias("stem")])
@@ -174,7 +196,7 @@ class Making:
             failed = int((~here).sum())
             self.notice(
                 f"{failed:,} of {len(rows):,} pictures could not be fetched, {common[1]:,} of them for one reason:"
-                f" {common[0]}; dropped.parquet and {place / 'downloads.jsonl'} say more"
+                f" {common[0]}; {place / 'downloads.jsonl'} says more"
             )
 
     def _pack(self, folder: Path, stock: Stock, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,7 +12,13 @@ from vlm2rec.data.sources import RawData
 from vlm2rec.errors import InputError
 
 
-def origin(raw: RawData) -> list[dict[str, Any]] | None:
+def origin(raw: RawData) -> dict[str, Any]:
+    """The raw files, what their columns are called, how times were read, and a stamp of the pictures (see `stamp`)."""
+    times = {"format": raw.time_format, "unit": raw.time_unit}
+    return {"files": _files(raw), "columns": dict(raw.columns), "times": times, "pictures": stamp(raw)}
+
+
+def _files(raw: RawData) -> list[dict[str, Any]] | None:
     """Name, bytes and SHA-256 (as `sha256sum` prints it) of each raw file; tables that come from no file by a hash.
 
     None where a stream of tables has no file: what comes out is then known only when it is made.

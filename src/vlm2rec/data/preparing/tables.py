@@ -22,12 +22,16 @@ _TAG = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+_ENTITY = re.compile(
+    r"&(?:#\d{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[a-zA-Z][a-zA-Z0-9]{1,31};)"
+)  # "Rules&regulations" has none
+
 
 def clean_title(title: str) -> str:
     """Unescape HTML entities (twice-escaped ones too: shops export them), take tags out, collapse white space."""
-    while (plain := html.unescape(title)) != title:
+    while (plain := _ENTITY.sub(lambda found: html.unescape(found[0]), _TAG.sub(" ", title))) != title:
         title = plain
-    return " ".join(_TAG.sub(" ", title).split())
+    return " ".join(title.split())
 
 
 def clean_titles(titles: pl.Series) -> pl.Series:
@@ -53,6 +57,8 @@ def clean_items(items: pl.DataFrame, where: str, require: tuple[str, ...] = ()) 
     for column in ("title", "image"):
         if column not in items.columns:
             items = items.with_columns(pl.lit("").alias(column))
+    if "url" in items.columns:
+        items = items.with_columns(texts_of(items, "url", where))
     ids = ids_of(items, "item_id", where)
     if ids.n_unique() < len(ids):
         twice = ids.filter(ids.is_duplicated())

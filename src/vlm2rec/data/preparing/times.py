@@ -19,6 +19,9 @@ SECONDS: dict[str, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 Times = NDArray[np.int64] | NDArray[np.float64]
 
 _ISO = [f"%Y-%m-%d{clock}" for clock in ("", "T%H:%M", "T%H:%M:%S%.f")]
+EXACT = 1 << 53
+"""Whole numbers up to here are exact as floating-point ones."""
+
 # Where a number lies that counts from 1970 and means 1973 to 5138, by its unit.
 _FIRST = {"ns": 1e17, "us": 1e14, "ms": 1e11, "s": 1e8}
 
@@ -66,11 +69,13 @@ class Clock:
             self.dates = True
             return _dates(text, self.format)
         if self.dates is None:
-            first = text.drop_nulls().head(1)
-            self.dates = len(first) > 0 and first.cast(pl.Float64, strict=False).is_null().all()
+            first = text.filter(text.str.len_bytes() > 0).head(1000)  # any one of them may be a broken line
+            if len(first):
+                self.dates = first.cast(pl.Float64, strict=False).null_count() > len(first) / 2
         if self.dates:
             # A blank between date and clock is common, Z is an offset, and strptime knows neither.
             iso = text.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.replace(r"[zZ]$", "+00:00")
+            iso = iso.str.replace(r"(T.*[+-]\d\d)$", "${1}:00")  # as PostgreSQL writes it
             zone = iso.str.contains(r"T.*[+-]\d\d:?\d\d$").fill_null(False)
             found = pl.DataFrame(
                 [_dates(iso.set(zone, None), form).alias(form) for form in _ISO]
@@ -80,6 +85,10 @@ class Clock:
         whole = text.cast(pl.Int64, strict=False)
         if (whole.is_null() & text.is_not_null()).any():
             numbers = _finite(text.cast(pl.Float64, strict=False))
+            # A whole number beyond 64 bits is no time, nor may it cost all others their last digits.
+            numbers = numbers.set(whole.is_null() & text.str.contains(r"^[+-]?\d+$").fill_null(False), None)
+            if (whole.abs() > EXACT).any():
+                return whole
             return whole if numbers.is_not_null().equals(whole.is_not_null()) else numbers
         return whole
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,9 @@ class Events:
 @contextmanager
 def partial(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out`, gone at the end unless it was renamed."""
-    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+    folder = out.parent / f".{out.name}.{os.getpid()}-{token_hex(4)}.partial"  # of all machines that share the disk
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)  # of a process long gone that had the same number
         folder.mkdir()
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None

@@ -40,6 +40,7 @@ class RawData:
         copies: whether an event that is there twice, to the item and the time, is a copy to leave out.
         published: users, items and interactions that others count in the 5-core of this log, before anything else is
             dropped; None where nobody says.
+        columns: our name -> the name that a column has in the files, where the user says so.
         time_format: how times are written where they are text, for `strptime`; None: numbers, or as ISO 8601 has it.
         time_unit: s, ms, us or ns, where times are numbers; None: seen from their size.
     """
@@ -54,6 +55,7 @@ class RawData:
     broken: Broken = field(default_factory=Broken)
     copies: bool = False
     published: Mapping[str, int] | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     time_format: str | None = None
     time_unit: str | None = None
 

@@ -57,7 +57,10 @@ class Broken:
             lines = max(self.read.get(str(file), 0), own.height)
             if own.height > share * lines:
                 line, reason, text = own.select("line", "reason", "text").row(0)
+                times = "time" in reason
+                help_ = "say how times are written, as in --time-format %d/%m/%Y, " if times else "mend the file, "
+                leave = "or raise --bad-lines to leave them out" if own.height < lines else "or map other columns"
                 raise InputError(
                     f"{file}: {own.height:,} of {lines:,} lines cannot be read; the first is line {line}: {reason}:"
-                    f" {text!r}; mend the file, or raise --bad-lines to leave them out"
+                    f" {text!r}; {help_}{leave}"
                 )

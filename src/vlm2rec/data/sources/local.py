@@ -20,6 +20,7 @@ CHUNK = 1 << 20
 """Rows of Parquet that are read at a time."""
 _ENDINGS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 _FLAT = ("user_id", "item_id", "timestamp", "title", "image", "url")
+_OURS = (*_FLAT, "rating", "category", "brand", "price")  # names that mean something here
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
@@ -76,6 +77,7 @@ class Local:
             interactions_from=str(interactions_path),
             files=[items_path, *(parts or [interactions_path])],
             broken=broken,
+            columns=self.columns,
             time_format=self.time_format,
             time_unit=self.time_unit,
         )
@@ -106,6 +108,12 @@ def read_table(path: Path) -> pl.DataFrame:
 def check_columns(columns: Mapping[str, str], there: Iterable[str], where: str) -> None:
     """Raise InputError if a column that is given our name is in neither table; `where` is what they are called."""
     names = dict.fromkeys(name for name in there if name != LINE)
+    for ours in columns:
+        near = get_close_matches(ours, _OURS, 1, cutoff=0.8)
+        if near and ours not in _OURS:
+            raise InputError(f"--columns {ours}={columns[ours]}: {ours} is no name of ours; did you mean {near[0]}?")
+    if LINE in columns:
+        raise InputError(f"--columns {LINE}={columns[LINE]}: {LINE} is the name for line numbers here; take another")
     for ours, theirs in columns.items():
         if theirs not in names:
             near = get_close_matches(theirs, names, 1)
@@ -144,8 +152,8 @@ def _tables(path: Path, broken: Broken, flat: Sequence[str]) -> Iterator[pl.Data
 def _read_parquet(path: Path) -> pl.DataFrame:
     """A whole Parquet file, rows not numbered: what counts them does so from the first."""
     try:
-        _check_names(path, list(pl.read_parquet_schema(path)))
-        return pl.read_parquet(path)
+        _check_names(path, list(pl.scan_parquet(path, glob=False).collect_schema()))
+        return pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _unreadable(path, error) from None
 
@@ -166,7 +174,7 @@ def _parquet(parts: Sequence[Path], broken: Broken, where: Path) -> Iterator[pl.
     done = 0
     for part in parts:
         try:
-            own = pl.read_parquet_schema(part)
+            own = pl.scan_parquet(part, glob=False).collect_schema()
             _check_names(part, list(own))
             if schema is None:
                 schema = pl.Schema(own)
@@ -183,6 +191,9 @@ def _parquet(parts: Sequence[Path], broken: Broken, where: Path) -> Iterator[pl.
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
+    odd = next((name for name in names if name == "*" or (name.startswith("^") and name.endswith("$"))), None)
+    if odd is not None:
+        raise InputError(f"{path}: has a column {odd!r}, which stands for several columns here; rename it")
     if LINE in names:
         raise InputError(f"{path}: has a column {LINE}, which is the name for line numbers here; rename it")
 

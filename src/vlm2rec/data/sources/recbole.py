@@ -65,10 +65,11 @@ class RecBole:
             items=items() if shelf else lambda needed: pl.DataFrame({"item_id": needed, "image": needed}),
             interactions=interactions(),
             pictures=pictures_in(folder),
-            items_from=str(catalogue if shelf else log),
+            items_from=str(catalogue) if shelf else f"{log} (there is no {catalogue.name} beside it)",
             interactions_from=str(log),
             files=[catalogue, log] if shelf else [log],
             broken=broken,
+            columns=self.columns,
             time_format=self.time_format,
             time_unit=self.time_unit,
         )

@@ -188,7 +188,7 @@ class Amazon:
             if not set(files.fields) <= set(header) or len(set(header)) < len(header):
                 raise InputError(f"{path}: its first line must name the columns {', '.join(files.fields)}")
             names = dict(zip(files.fields, _COLUMNS, strict=True))
-            return [names.get(name, "") for name in header]
+            return [names.get(name, f"\0{place}") for place, name in enumerate(header)]
         rows = [row for row in rows if len(row) == len(files.columns)]
         user, item = files.columns.index("user_id"), files.columns.index("item_id")
         if _share(_USER, rows, user) >= 0.5 and _share(_ITEM, rows, item) >= 0.5:
