@@ -7,7 +7,7 @@ killed leaves no half data set (at worst a hidden `.NAME.….partial` folder, sa
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from filecmp import cmp
 from pathlib import Path
@@ -20,6 +20,7 @@ from vlm2rec.data.preparing.origin import origin
 from vlm2rec.data.preparing.writing import partial
 from vlm2rec.data.sources import Source
 from vlm2rec.errors import InputError
+from vlm2rec.progress import Tell
 from vlm2rec.progress import progress as show
 
 if TYPE_CHECKING:
@@ -111,9 +112,19 @@ def prepare(
 
 @contextmanager
 def bar() -> Iterator[Progress]:
-    """Progress on the terminal to give to `prepare`."""
-    with show("prepare", None) as tell:
-        yield lambda stage, done, total: tell(done, f"of {total:,} {stage}" if total else stage)
+    """Progress on the terminal to give to `prepare`: a bar for what is being done."""
+    with ExitStack() as shown:
+        now = ""
+        tell: Tell = _silent
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            nonlocal now, tell
+            if stage != now:
+                shown.close()
+                now, tell = stage, shown.enter_context(show(stage, total))
+            tell(done, "")
+
+        yield progress
 
 
 def _check(options: dict[str, Any], require: Sequence[str]) -> None:
