@@ -155,13 +155,22 @@ def test_the_same_pair_is_left_and_anything_else_refused(books: Dataset, films: 
     assert not list(tmp_path.glob(".*partial"))
 
 
+def test_clocks_of_different_units_are_brought_to_the_finer_one(books: Dataset, films: Dataset, tmp_path: Path) -> None:
+    rows = [(user, item, (START + time) * 1000 - START) for user, item, time in FILMS]
+    finer = made(tmp_path / "ms", "films", rows)
+    plain, mixed = pair(books, films, tmp_path / "plain"), pair(books, finer, tmp_path / "mixed")
+    assert (plain.manifest["time_unit"], mixed.manifest["time_unit"]) == ("s", "ms")
+    assert mixed.user_ids == plain.user_ids
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(mixed.sequences, plain.sequences, strict=True))
+    assert (mixed.interactions["timestamp"] // 1000).equals(plain.interactions["timestamp"])
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"name": "books"}, "are both called 'books'"),
         ({"picture_size": 32}, "pictures differ in picture_size (16, 32); prepare both with one --picture-size"),
         ({"picture_fit": "aspect"}, "pictures differ in picture_fit"),
-        ({"factor": 1000}, "times count s in one and ms in the other"),
         ({"places": True}, "not known what its times count"),
     ],
 )
@@ -170,8 +179,6 @@ def test_what_does_not_go_together_is_said_in_one_line(
 ) -> None:
     name = options.pop("name", "films")
     rows = FILMS
-    if "factor" in options:
-        rows = [(user, item, (START + time) * options["factor"] - START) for user, item, time in FILMS]
     if "places" in options:
         rows = [(user, item, time - START) for user, item, time in FILMS]
     given = {key: value for key, value in options.items() if key.startswith("picture")}

@@ -9,6 +9,7 @@ each data set alone gives them as many.
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from vlm2rec.data.dataset import DROPPED, INTERACTIONS, ITEMS, USERS, Dataset, read_manifest
 from vlm2rec.data.holding import DOMAIN
 from vlm2rec.data.pictures.store import INDEX, PACK, read_index
+from vlm2rec.data.preparing.times import UNITS
 from vlm2rec.data.preparing.writing import Events, partial, write_directory
 from vlm2rec.data.timeline import Timeline
 from vlm2rec.errors import InputError
@@ -33,7 +35,7 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
 
     Users come in the order of `first`, then those whom `second` alone has; items those of `first`, then those of
     `second`. Of a user's events at one time those of `first` come first, in their order. An item id that both have
-    becomes "NAME:ID" in both. Pictures are copied as they are. The manifest's `pair` says what it was made from and
+    becomes "NAME:ID" in both. Times count in the finer of both units. Pictures are copied as they are. The manifest's `pair` says what it was made from and
     how much the two have in common. An `out` that holds the same pair already is left as it is.
 
     Args:
@@ -85,10 +87,16 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
 
 
 def _compatible(first: Dataset, second: Dataset) -> tuple[str, list[Timeline]]:
-    """The common unit of both clocks, and the clocks. Raises InputError where the two do not go together."""
+    """The finer unit of both clocks, and the clocks, counting in it.
+
+    Raises InputError where the two do not go together.
+    """
     where = f"{first.path}, {second.path}"
     if first.name == second.name:
-        raise InputError(f"{where}: are both called {first.name!r}, which is how domains are told apart; rename one")
+        raise InputError(
+            f"{where}: are both called {first.name!r}, which is how domains are told apart; prepare one from a folder"
+            " of another name"
+        )
     for option in _PICTURE_OPTIONS:
         mine, other = (each.manifest["options"][option] for each in (first, second))
         if mine != other:
@@ -101,10 +109,14 @@ def _compatible(first: Dataset, second: Dataset) -> tuple[str, list[Timeline]]:
                 f"{each.path}: it is not known what its times count, so they cannot be put in order with others';"
                 " prepare it with clock times"
             )
-    units = [clock.unit for clock in clocks]
-    if units[0] is None or units[0] != units[1]:
-        raise InputError(f"{where}: times count {units[0]} in one and {units[1]} in the other; prepare both alike")
-    return units[0], clocks
+    finer = max((clock.unit for clock in clocks if clock.unit is not None), key=UNITS.index)
+    return finer, [_counting(clock, finer) for clock in clocks]
+
+
+def _counting(clock: Timeline, unit: str) -> Timeline:
+    """The same times in a unit that is as fine or finer, which whole numbers can hold for any date of a log."""
+    steps = UNITS.index(unit) - UNITS.index(str(clock.unit))
+    return replace(clock, times=clock.times * 1000**steps, unit=unit) if steps else clock
 
 
 def _is_there(out: Path, made_from: dict[str, Any]) -> bool:

@@ -149,6 +149,7 @@ class Making:
         items = raw.items(log.item_ids.filter(pl.Series(alone))) if callable(raw.items) else raw.items
         items = clean_items(self._with_ids(items), where, tuple(part for part in require if part != "any"))
         if items.is_empty():
+            raw.broken.refuse_many(self.bad_lines)  # of another release, say: no line of it can be read
             raise InputError(f"{where}: has no rows of items that are in {raw.interactions_from}; add some")
         album, url = open_pictures(raw.pictures), "url" in items.columns
         there = album.has(items["image"])
