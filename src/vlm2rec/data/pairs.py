@@ -35,8 +35,9 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
 
     Users come in the order of `first`, then those whom `second` alone has; items those of `first`, then those of
     `second`. Of a user's events at one time those of `first` come first, in their order. An item id that both have
-    becomes "NAME:ID" in both. Times count in the finer of both units. Pictures are copied as they are. The manifest's `pair` says what it was made from and
-    how much the two have in common. An `out` that holds the same pair already is left as it is.
+    becomes "NAME:ID" in both. Times count in the finer of both units. Pictures are copied as they are. The manifest's
+    `pair` says what it was made from and how much the two have in common. An `out` that holds the same pair already is
+    left as it is.
 
     Args:
         first: a prepared data set.
