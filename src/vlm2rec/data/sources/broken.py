@@ -57,10 +57,13 @@ class Broken:
             lines = max(self.read.get(str(file), 0), own.height)
             if own.height > share * lines:
                 line, reason, text = own.select("line", "reason", "text").row(0)
-                times = "time" in reason
-                help_ = "say how times are written, as in --time-format %d/%m/%Y, " if times else "mend the file, "
-                leave = "or raise --bad-lines to leave them out" if own.height < lines else "or map other columns"
+                if "time" in reason:
+                    help_ = "say how times are written, as in --time-format %d/%m/%Y"
+                else:
+                    help_ = "mend the file" if own.height < lines else "is it the file that is meant?"
+                if own.height < lines:
+                    help_ += ", or raise --bad-lines to leave them out"
                 raise InputError(
                     f"{file}: {own.height:,} of {lines:,} lines cannot be read; the first is line {line}: {reason}:"
-                    f" {text!r}; {help_}{leave}"
+                    f" {text!r}; {help_}"
                 )
