@@ -408,3 +408,13 @@ def test_titles_are_as_clean_the_second_time() -> None:
         assert clean_title(once) == once
     assert clean_title("Rules&regulations, Salt&notes") == "Rules&regulations, Salt&notes"
     assert clean_title("a&#8482 b &eacute;") == "a\u2122 b \u00e9"
+
+
+def test_pictures_may_be_named_by_numbers(tmp_path: Path) -> None:
+    items = shelf("a", "b", "c").with_columns(image=pl.Series([1, 2, None]))
+    rows = [("u", "a", 1), ("u", "b", 2), ("u", "a", 3)]
+    source = raw(items, events(rows), tmp_path / "images")
+    with pytest.raises(InputError, match="images: no such folder"):
+        prepare(source, tmp_path / "out", k_core=0)
+    write_pictures(tmp_path / "images", ["1.png", "2.png"])
+    assert prepare(source, tmp_path / "out", k_core=0).item_ids == ["a", "b"]

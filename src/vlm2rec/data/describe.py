@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vlm2rec.data.dataset import ITEMS, Dataset
 from vlm2rec.data.holding import in_parts
 from vlm2rec.data.pictures.store import read_index
-from vlm2rec.data.preparing.stock import BROKEN, MISSING, NO_PICTURE, PLACEHOLDER
+from vlm2rec.data.preparing.stock import fault_of
 from vlm2rec.data.preparing.times import Times
 from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.splits import Split
@@ -202,11 +202,8 @@ def _by_fault(reasons: Mapping[str, int]) -> Counter[str]:
     """How many pictures were missing (not fetched among them), broken, or placeholders."""
     found: Counter[str] = Counter()
     for reason, count in reasons.items():
-        fault = reason.removeprefix("no title, ")
-        if fault in (NO_PICTURE, MISSING) or fault.startswith("picture not fetched"):
-            found["missing"] += count
-        elif fault in (BROKEN, PLACEHOLDER):
-            found["broken" if fault == BROKEN else "placeholders"] += count
+        if fault := fault_of(reason):
+            found[fault] += count
     return found
 
 

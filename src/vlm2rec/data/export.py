@@ -4,7 +4,6 @@ What a format cannot hold is refused, in one line that names the column; nothing
 streamed: a log needs no memory for its rows.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
 from vlm2rec.data.pictures.ahead import ReadAhead
 from vlm2rec.data.pictures.archives import THREADS
-from vlm2rec.data.preparing.writing import partial
+from vlm2rec.data.preparing.writing import is_free, partial, put, sync
 from vlm2rec.errors import InputError
 
 Format = Literal["recbole", "parquet", "csv", "jsonl"]
@@ -61,7 +60,7 @@ def export(dataset: Dataset, to: Format, out: Path, *, pictures: bool = False) -
     """
     if to not in FORMATS:
         raise InputError(f"--to {to}: unknown; give one of {', '.join(FORMATS)}")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not is_free(out):
         raise InputError(f"{out}: exists; give another --out")
     tables = {
         "items": _Table(dataset.path / ITEMS, pl.scan_parquet(dataset.path / ITEMS, glob=False)),
@@ -74,14 +73,8 @@ def export(dataset: Dataset, to: Format, out: Path, *, pictures: bool = False) -
             _WRITERS[to](table, folder, name, out.resolve().name)
         if pictures:
             _write_pictures(dataset, folder / "images")
-        for path in folder.iterdir():
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        try:
-            folder.replace(out)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+        sync(folder)
+        put(folder, out)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from vlm2rec.data.dataset import DROPPED, INTERACTIONS, ITEMS, USERS, Dataset, r
 from vlm2rec.data.holding import DOMAIN
 from vlm2rec.data.pictures.store import INDEX, PACK, read_index
 from vlm2rec.data.preparing.times import UNITS
-from vlm2rec.data.preparing.writing import Events, partial, write_directory
+from vlm2rec.data.preparing.writing import Events, is_free, partial, put, write_directory
 from vlm2rec.data.timeline import Timeline
 from vlm2rec.errors import InputError
 
@@ -80,10 +80,7 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
             {option: first.manifest["options"][option] for option in _PICTURE_OPTIONS},
             _manifest((first, second), unit, {**made_from, "overlap": overlap}),
         )
-        try:
-            folder.replace(out)
-        except OSError as error:
-            raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+        put(folder, out)
     return Dataset.load(out)
 
 
@@ -122,7 +119,7 @@ def _counting(clock: Timeline, unit: str) -> Timeline:
 
 def _is_there(out: Path, made_from: dict[str, Any]) -> bool:
     """Whether `out` holds this pair. Raises InputError where it holds anything else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_free(out):
         return False
     there = (read_manifest(out) or {}).get("pair", {})
     if {key: there.get(key) for key in made_from} != made_from:

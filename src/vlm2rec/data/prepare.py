@@ -17,7 +17,8 @@ from vlm2rec.data.dataset import FORMAT, INTERACTIONS, ITEMS, Dataset, read_mani
 from vlm2rec.data.pictures.store import FITS, Fit
 from vlm2rec.data.preparing.making import Making, Progress
 from vlm2rec.data.preparing.origin import origin
-from vlm2rec.data.preparing.writing import partial
+from vlm2rec.data.preparing.stock import NO_PICTURE, fault_of
+from vlm2rec.data.preparing.writing import is_free, partial, put
 from vlm2rec.data.sources import Source
 from vlm2rec.errors import InputError
 from vlm2rec.progress import Tell
@@ -100,11 +101,12 @@ def prepare(
         Making(raw, options, fetching, bad_lines, tell, say).write(folder, made_from)
         if there is None:
             try:
-                folder.replace(out)
-                return Dataset.load(out)
-            except OSError as error:
+                put(folder, out)
+            except InputError:
                 if read_manifest(out) is None:  # else somebody else was faster, perhaps with the same data
-                    raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+                    raise
+            else:
+                return Dataset.load(out)
         if not _same(folder, out):
             raise InputError(f"{out}: exists and holds other data; delete it or give another --out")
     return _unchanged(out, say)
@@ -149,7 +151,7 @@ def _check_out(out: Path) -> dict[str, Any] | None:
     """The manifest of a data set that is there already; None if the place is free."""
     if out.is_symlink() or out.resolve() == Path.cwd():
         raise InputError(f"{out}: is a link or the folder you are in, which cannot be replaced; give another --out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if is_free(out):
         return None
     there = read_manifest(out)
     if there is None:
@@ -160,9 +162,9 @@ def _check_out(out: Path) -> dict[str, Any] | None:
 
 
 def _lacks_pictures(there: dict[str, Any]) -> bool:
-    """Whether a data set has dropped pictures that may be fetched now."""
+    """Whether a data set lacks pictures that may be fetched now."""
     gone = [*there["dropped"]["item"], *there["dropped"]["picture"]]
-    return any(reason.startswith(("picture missing", "picture not fetched")) for reason in gone)
+    return any(fault_of(reason) == "missing" and NO_PICTURE not in reason for reason in gone)
 
 
 def _same(folder: Path, out: Path) -> bool:

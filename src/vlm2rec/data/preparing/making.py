@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from vlm2rec.data.dataset import BROKEN
 from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
-from vlm2rec.data.pictures.files import open_pictures
+from vlm2rec.data.pictures.files import Album, open_pictures
 from vlm2rec.data.preparing.draft import Draft, under
 from vlm2rec.data.preparing.kcore import MIN_EVENTS, Mask, copies, core
 from vlm2rec.data.preparing.log import Log, read_log
 from vlm2rec.data.preparing.origin import stamp
 from vlm2rec.data.preparing.stock import BROKEN as BROKEN_PICTURE
-from vlm2rec.data.preparing.stock import MISSING, PLACEHOLDER, Stock
+from vlm2rec.data.preparing.stock import MISSING, NOT_FETCHED, PLACEHOLDER, Stock
 from vlm2rec.data.preparing.tables import clean_items, texts_of
 from vlm2rec.data.preparing.writing import write_directory
 from vlm2rec.data.sampling import sample_users
@@ -60,14 +60,16 @@ class Making:
         aside, reasons = self._aside(log)
         user = np.where(aside, np.int32(-1), log.user) if aside.any() else log.user
         alone = self._alone(log, user)
-        draft = Draft.of(self.raw, self.options, log, user, self._stock(log, alone), alone)
+        album = open_pictures(self.raw.pictures)
+        draft = Draft.of(self.raw, self.options, log, user, self._stock(log, alone, album), alone)
         self.raw.broken.refuse_many(self.bad_lines)
         if self.fetching is not None:
             self._fetch(draft, self.fetching)
+            album = open_pictures(self.raw.pictures)  # which knows the folder as it was
         # Only survivors are decoded. A broken picture can cost an item its place and, through the k-core, more items;
         # what is left is always a part of what was decoded, so one decoding is enough.
         rows = np.flatnonzero(draft.cut().items)
-        bare = self._pack(folder, draft.stock, rows)
+        bare = self._pack(folder, album, draft.stock, rows)
         kept = draft.cut()
         store.keep(folder, np.flatnonzero(kept.items[rows]), bare)
         reasons["item not in the catalogue"] = draft.unlisted_events
@@ -95,7 +97,9 @@ class Making:
         place, items = self.raw.pictures, self.raw.items
         if "image" not in self.options["require"] or not isinstance(place, Path) or place.exists():
             return
-        named = callable(items) or ("image" in items.columns and items["image"].fill_null("").ne("").any())
+        named = callable(items) or (
+            "image" in items.columns and (texts_of(items, "image", self.raw.items_from).fill_null("") != "").any()
+        )
         if named and self.fetching is None:
             addresses = callable(items) or "url" in items.columns
             fetching = "pass --download-images, " if addresses else ""
@@ -142,7 +146,7 @@ class Making:
                 self.notice(f"{line}, as published")
         return alone.items
 
-    def _stock(self, log: Log, alone: Mask) -> Stock:
+    def _stock(self, log: Log, alone: Mask, album: Album) -> Stock:
         """The items, and which of them have a picture so far."""
         raw, where, require = self.raw, self.raw.items_from, self.options["require"]
         self.progress("reading items", 0, None)
@@ -151,9 +155,8 @@ class Making:
         if items.is_empty():
             raw.broken.refuse_many(self.bad_lines)  # of another release, say: no line of it can be read
             raise InputError(f"{where}: has no rows of items that are in {raw.interactions_from}; add some")
-        album, url = open_pictures(raw.pictures), "url" in items.columns
         there = album.has(items["image"])
-        if url and not there.all():  # what was fetched is named by the item
+        if "url" in items.columns and not there.all():  # what was fetched is named by the item
             named = pl.DataFrame([items["image"], items["item_id"].map_elements(stem_of, pl.String).alias("stem")])
             fetched = pl.Series(~there & album.has(named["stem"]))
             items = items.with_columns(named.select(image=pl.when(fetched).then("stem").otherwise("image")))
@@ -191,7 +194,7 @@ class Making:
         found = download(table, place, fetching, lambda done, total: self.progress("pictures fetched", done, total))
         here = found["reason"].is_null().to_numpy()
         stock.find(rows[here], found["file"].filter(pl.Series(here)))
-        stock.lose(rows[~here], "picture not fetched: " + found["reason"].filter(pl.Series(~here)))
+        stock.lose(rows[~here], f"{NOT_FETCHED}: " + found["reason"].filter(pl.Series(~here)))
         if not here.all():
             common = found["reason"].drop_nulls().value_counts(sort=True).row(0)
             failed = int((~here).sum())
@@ -200,13 +203,13 @@ class Making:
                 f" {common[0]}; {place / 'downloads.jsonl'} says more"
             )
 
-    def _pack(self, folder: Path, stock: Stock, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _pack(self, folder: Path, album: Album, stock: Stock, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Decode the pictures of some items; those that are broken or placeholders are lost. Returns which are packed
         all the same, counted among `rows`.
         """
         names = stock.items["image"][rows].set(stock.lost[rows].is_not_null(), None)
         size, fit = self.options["picture_size"], self.options["picture_fit"]
-        album, tell = open_pictures(self.raw.pictures), self.progress
+        tell = self.progress
         broken = store.pack(folder, album, names.to_list(), size, fit, lambda n, total: tell("pictures", n, total))
         stock.lose(rows[broken], BROKEN_PICTURE)
         if not self.options["drop_placeholders"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,19 @@ NO_PICTURE = "no picture"
 MISSING = "picture missing"
 BROKEN = "picture broken"
 PLACEHOLDER = "picture is a placeholder"
+NOT_FETCHED = "picture not fetched"
+"""Reasons; the last is followed by why."""
+
+Fault = Literal["missing", "broken", "placeholders"]
+_NO_TITLE = "no title"
+
+
+def fault_of(reason: str) -> Fault | None:
+    """What is wrong with the picture of an item that is listed for this reason; None where it is something else."""
+    lost = reason.removeprefix(f"{_NO_TITLE}, ")
+    if lost in (NO_PICTURE, MISSING) or lost.startswith(NOT_FETCHED):
+        return "missing"
+    return "broken" if lost == BROKEN else "placeholders" if lost == PLACEHOLDER else None
 
 
 @dataclass
@@ -58,9 +72,9 @@ class Stock:
         title, lost = pl.col("title"), pl.col("lost")
         why = lost if "image" in self.require else pl.lit(None, pl.String)
         if "any" in self.require:
-            why = pl.when((title == "") & lost.is_not_null()).then(pl.lit("no title, ") + lost)
+            why = pl.when((title == "") & lost.is_not_null()).then(pl.lit(f"{_NO_TITLE}, ") + lost)
         if "title" in self.require:
-            why = pl.when(title == "").then(pl.lit("no title")).otherwise(why)
+            why = pl.when(title == "").then(pl.lit(_NO_TITLE)).otherwise(why)
         return pl.DataFrame([self.items["title"], self.lost]).select(reason=why).to_series()
 
     @property

@@ -42,6 +42,27 @@ class Events:
     batches: Iterator[tuple[pl.DataFrame, NDArray[np.int32]]]
 
 
+def is_free(out: Path) -> bool:
+    """Whether nothing is at a place but, at most, an empty folder."""
+    return not out.exists() or (out.is_dir() and not any(out.iterdir()))
+
+
+def sync(folder: Path) -> None:
+    """Wait until the files of a folder are on disk."""
+    for path in folder.iterdir():
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+def put(folder: Path, out: Path) -> None:
+    """Rename a finished folder to its place. Raises InputError if that cannot be done."""
+    try:
+        folder.replace(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); give another --out") from None
+
+
 @contextmanager
 def partial(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out`, gone at the end unless it was renamed."""
@@ -117,7 +138,4 @@ def write_directory(
         "versions": {"vlm2rec": __version__},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
+    sync(folder)
