@@ -126,10 +126,15 @@ def describe(folder: Folder, as_json: AsJson = False) -> None:
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.describe import describe as describe_data
     from vlm2rec.data.describe import leak_warning
+    from vlm2rec.data.preparing.losses import lines as losses_said
 
     dataset = Dataset.load(folder)
     found = describe_data(dataset)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        losses = found.pop("losses")
+        print("\n".join([*lines(found), *losses_said(losses or {})]))
     if warning := leak_warning(dataset):
         print(warning, file=sys.stderr)
 

@@ -14,9 +14,20 @@ from vlm2rec.data.dataset import BROKEN
 from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
 from vlm2rec.data.pictures.files import Album, open_pictures
-from vlm2rec.data.preparing.draft import Draft, under
+from vlm2rec.data.preparing.draft import Draft, first_users, under
 from vlm2rec.data.preparing.kcore import MIN_EVENTS, Mask, copies, core
 from vlm2rec.data.preparing.log import Log, read_log
+from vlm2rec.data.preparing.losses import (
+    COPY,
+    EXAMPLES,
+    LOW_RATING,
+    NO_RATING,
+    NOT_DRAWN,
+    UNLISTED,
+    UNREADABLE,
+    Loss,
+    lines,
+)
 from vlm2rec.data.preparing.origin import stamp
 from vlm2rec.data.preparing.stock import BROKEN as BROKEN_PICTURE
 from vlm2rec.data.preparing.stock import MISSING, NOT_FETCHED, PLACEHOLDER, Stock
@@ -31,6 +42,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], None]
 """Told what is being done, how much of it is done, and how much there is (None: nobody knows)."""
+_RAW = {"users": "users", "items": "items", "interactions": "events"}
 
 
 @dataclass(frozen=True)
@@ -57,11 +69,11 @@ class Making:
             lambda rows: self.progress("events read", rows, None),
         )
         self.raw.broken.refuse_many(self.bad_lines)
-        aside, reasons = self._aside(log)
+        aside, before = self._aside(log)
         user = np.where(aside, np.int32(-1), log.user) if aside.any() else log.user
         alone = self._alone(log, user)
         album = open_pictures(self.raw.pictures)
-        draft = Draft.of(self.raw, self.options, log, user, self._stock(log, alone, album), alone)
+        draft = Draft.of(self.raw, self.options, log, before, user, self._stock(log, alone, album), alone)
         self.raw.broken.refuse_many(self.bad_lines)
         if self.fetching is not None:
             self._fetch(draft, self.fetching)
@@ -72,17 +84,19 @@ class Making:
         bare = self._pack(folder, album, draft.stock, rows)
         kept = draft.cut()
         store.keep(folder, np.flatnonzero(kept.items[rows]), bare)
-        reasons["item not in the catalogue"] = draft.unlisted_events
+        dropped = draft.dropped(kept)
+        losses = {unit: found.plain() for unit, found in draft.losses(kept, dropped).items()}
         write_directory(
             folder,
             self.raw.name,
             draft.stock.items.filter(pl.Series(kept.items)),
             draft.events(kept),
-            draft.dropped(kept),
+            dropped,
             {name: self.options[name] for name in ("picture_size", "picture_fit")},
             {
-                "raw": draft.raw_counts(),
-                "left_out": {why: n for why, n in reasons.items() if n},
+                "raw": {name: losses[unit]["raw"] for name, unit in _RAW.items()},
+                "losses": losses,
+                "left_out": _left_out(losses),
                 "broken": self._say_broken(folder),
                 "time_unit": log.time_unit,
                 "options": self.options,
@@ -90,6 +104,7 @@ class Making:
             },
             lambda done, total: self.progress("events written", done, total),
         )
+        self._say_losses(draft, losses)
         shutil.rmtree(scratch)
 
     def _check_pictures(self) -> None:
@@ -108,17 +123,26 @@ class Making:
                 " --require title"
             )
 
-    def _aside(self, log: Log) -> tuple[Mask, dict[str, int]]:
-        """Events that do not count `(n_events,)`, and how many do not, by reason."""
-        aside, reasons = np.zeros(len(log.user), bool), dict(log.left_out)
+    def _aside(self, log: Log) -> tuple[Mask, list[Loss]]:
+        """Events that do not count `(n_events,)`, and all that are lost before items are looked at."""
+        aside, lost = np.zeros(len(log.user), bool), [self._unreadable()]
+        for reason, count in log.left_out.items():
+            lost.append(Loss(reason, count, {"user_id": log.unrated[reason][0].head(EXAMPLES).to_list()}))
         if self.raw.copies:
             aside = copies(log.user, log.item, log.time)
-            reasons["copy of an earlier event"] = int(aside.sum())
+            lost.append(_loss(COPY, aside, log))
         if self.options["users"] is not None:
             drawn = np.zeros(len(log.user_ids), bool)
             drawn[sample_users(len(drawn), self.options["users"], self.options["seed"], "prepare")] = True
-            aside |= ~drawn[log.user]
-        return aside, reasons
+            others = ~drawn[log.user] & ~aside
+            lost.append(_loss(NOT_DRAWN, others, log))
+            aside |= others
+        return aside, lost
+
+    def _unreadable(self) -> Loss:
+        """Lines of the log that cannot be read."""
+        found = self.raw.broken.table().filter(pl.col("file") == self.raw.interactions_from)
+        return Loss(UNREADABLE, found.height, {"line": found["line"].head(EXAMPLES).to_list()})
 
     def _alone(self, log: Log, user: NDArray[np.int32]) -> Mask:
         """Items `(n items of the log,)` that survive the k-core of the log by itself, which others may have counted.
@@ -233,3 +257,23 @@ class Making:
                 f" {own['line'][0]:,} ({own['reason'][0]}); {BROKEN} lists them"
             )
         return counts
+
+    def _say_losses(self, draft: Draft, losses: dict[str, dict[str, Any]]) -> None:
+        """One line for each reason why anything was lost; lines that cannot be read have been said."""
+        other_form = draft.other_form()
+        if other_form is not None:
+            self.notice(f"warning: {other_form}")
+        for line in lines(losses, said=(UNREADABLE,)):
+            self.notice(line)
+
+
+def _loss(reason: str, mask: Mask, log: Log) -> Loss:
+    """Events of a mask `(n_events,)`, with users of the first ones as examples."""
+    count = int(mask.sum())
+    return Loss(reason, count, {"user_id": first_users(log, np.flatnonzero(mask)) if count else []})
+
+
+def _left_out(losses: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Events that are left out before the k-core and for no fault of the item's own, by reason."""
+    early = (NO_RATING, LOW_RATING, COPY, UNLISTED)
+    return {loss["reason"]: loss["count"] for loss in losses["events"]["lost"] if loss["reason"] in early}
