@@ -14,6 +14,7 @@ from vlm2rec.data.dataset import BROKEN
 from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
 from vlm2rec.data.pictures.files import Album, open_pictures
+from vlm2rec.data.pictures.names import all_inside
 from vlm2rec.data.preparing.draft import Draft, first_users, under
 from vlm2rec.data.preparing.kcore import MIN_EVENTS, Mask, copies, core
 from vlm2rec.data.preparing.log import Log, read_log
@@ -29,8 +30,8 @@ from vlm2rec.data.preparing.losses import (
     lines,
 )
 from vlm2rec.data.preparing.origin import stamp
+from vlm2rec.data.preparing.stock import AMBIGUOUS, MISSING, NOT_FETCHED, PLACEHOLDER, Stock
 from vlm2rec.data.preparing.stock import BROKEN as BROKEN_PICTURE
-from vlm2rec.data.preparing.stock import MISSING, NOT_FETCHED, PLACEHOLDER, Stock
 from vlm2rec.data.preparing.tables import clean_items, texts_of
 from vlm2rec.data.preparing.writing import write_directory
 from vlm2rec.data.sampling import sample_users
@@ -105,6 +106,7 @@ class Making:
             lambda done, total: self.progress("events written", done, total),
         )
         self._say_losses(draft, losses)
+        self._say_ambiguous(album, draft.stock)
         shutil.rmtree(scratch)
 
     def _check_pictures(self) -> None:
@@ -185,7 +187,8 @@ class Making:
             fetched = pl.Series(~there & album.has(named["stem"]))
             items = items.with_columns(named.select(image=pl.when(fetched).then("stem").otherwise("image")))
             there |= fetched.to_numpy()
-        return Stock.of(items, require, there)
+        ambiguous = all_inside(items["image"]).is_in(pl.Series(list(album.ambiguous), dtype=pl.String).implode())
+        return Stock.of(items, require, there, ambiguous.fill_null(False).to_numpy())
 
     def _with_ids(self, items: pl.DataFrame) -> pl.DataFrame:
         """The rows that have an id; the others are listed."""
@@ -211,7 +214,7 @@ class Making:
             raise InputError(f"{self.raw.items_from}: names no addresses of pictures; leave --download-images out")
         if place.is_file():
             raise InputError(f"{place}: pictures can only be fetched into a folder; unpack it, or leave the option out")
-        wanted = (stock.lost == MISSING).fill_null(False)
+        wanted = stock.lost.is_in([MISSING, AMBIGUOUS]).fill_null(False)
         hoped = Stock(stock.items, stock.require, stock.lost.set(wanted, None))
         rows = np.flatnonzero(draft.core(hoped.usable).items & wanted.to_numpy())
         table = stock.items[rows].select(name="item_id", url="url")
@@ -265,6 +268,16 @@ class Making:
             self.notice(f"warning: {other_form}")
         for line in lines(losses, said=(UNREADABLE,)):
             self.notice(line)
+
+    def _say_ambiguous(self, album: Album, stock: Stock) -> None:
+        name, files = next(iter(album.ambiguous.items()), ("", ()))
+        lost = int((stock.lost == AMBIGUOUS).sum())
+        if lost and files:
+            self.notice(
+                f"{self.raw.pictures}: {lost:,} items name their picture by a name that files of several folders have"
+                f" and count as without one: {len(files):,} files are called {name} ({files[0]}, {files[1]}); give"
+                " their paths in column image"
+            )
 
 
 def _loss(reason: str, mask: Mask, log: Log) -> Loss:
