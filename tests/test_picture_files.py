@@ -218,7 +218,7 @@ def test_nested_pictures_make_the_same_data_and_those_of_one_name_are_said(tmp_p
         assert made.item_ids == [f"{n:03}" for n in range(1, 8)]
         assert made.manifest["dropped"]["item"] == {"picture ambiguous": 1}
         assert any("2 files are called 000 (00/000.jpg, 09/000.jpg)" in line for line in said)
-        assert any("dropped 1 of  8 items" in line and "picture ambiguous" in line for line in said)
+        assert any("dropped 1 of 8 items" in line and "picture ambiguous" in line for line in said)
         prints.add(made.fingerprint)
     assert len(prints) == 1
 
