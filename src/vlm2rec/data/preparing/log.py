@@ -108,6 +108,7 @@ def read_log(
             others.add(good.drop(*_CORE, LINE, strict=False), where)
             progress(read)
     if not read:
+        raw.broken.refuse_many(bad_lines)  # there are lines, and none of them can be read
         raise InputError(f"{where}: has no rows; add some")
     users_, items_, times = zip(*parts, strict=True)
     if len({part.dtype for part in times}) > 1 and any((np.abs(part) > EXACT).any() for part in times):
