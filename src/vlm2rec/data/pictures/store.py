@@ -148,7 +148,11 @@ def fit_picture(image: Image.Image, size: int, fit: Fit) -> Pixels:
 
     `squash` fills a square and forgets the shape, `letterbox` keeps it on a white square, `aspect` keeps it and
     makes the longer side `size` (beyond 8:1 it squashes). Transparent parts become white, the usual paper of
-    product pictures. Of a moving picture the first frame counts.
+    product pictures. Of a moving picture the first frame counts. Grey of more than 8 bits is scaled by its largest
+    value: white is 255 or, above that, 65,535; in floating point 1, 255 or 65,535.
+
+    Raises:
+        ValueError: grey of more than 8 bits has values below 0 or above 65,535.
     """
     if image.format == "JPEG":
         image.draft(None, (2 * size, 2 * size))  # a big photograph is decoded small already, still twice what is kept
@@ -171,15 +175,28 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip to white
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey >> 8 if grey.max() > 255 else grey).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(image).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
     paper = Image.new("RGB", image.size, _WHITE)
     paper.paste(image, mask=image.getchannel("A"))
     return paper
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits or of floating point in 8, which `convert` would clip to black and white.
+
+    What white is, the largest value tells: 255, or 65,535 where it is above 255, or (floating point) 1 where it is
+    none. Raises ValueError where a value is negative, above 65,535 or no number: then nobody can tell.
+    """
+    grey = np.asarray(image).astype(np.float64)
+    low, high = grey.min(), grey.max()
+    if not (low >= 0 and high <= 65_535):  # false for NaN too
+        raise ValueError(f"grey from {low} to {high}; white is 1, 255 or 65,535")
+    scale = 1 / 257 if high > 255 else 255.0 if image.mode.startswith("F") and high <= 1 else 1.0
+    return Image.fromarray(np.rint(grey * scale).astype(np.uint8))
 
 
 @dataclass(frozen=True)
