@@ -130,6 +130,12 @@ def _is_there(out: Path, made_from: dict[str, Any]) -> bool:
 def _items(first: Dataset, second: Dataset) -> tuple[pl.DataFrame, int]:
     """The items of both, and how many ids both had."""
     tables = [pl.read_parquet(each.path / ITEMS, glob=False) for each in (first, second)]
+    for each, table in zip((first, second), tables, strict=True):
+        if DOMAIN in table.columns and "pair" not in each.manifest:
+            raise InputError(
+                f"{each.path / ITEMS}: has a column {DOMAIN}, which a pair writes itself (the data set that an item is"
+                " from); rename it in the raw files and prepare them again"
+            )
     shared = tables[0]["item_id"].filter(tables[0]["item_id"].is_in(tables[1]["item_id"].implode()))
     marked = [
         table.with_columns(
@@ -141,7 +147,7 @@ def _items(first: Dataset, second: Dataset) -> tuple[pl.DataFrame, int]:
         )
         for each, table in zip((first, second), tables, strict=True)
     ]
-    items = pl.concat(marked, how="diagonal_relaxed")
+    items = _together(marked, (first, second))
     twice = items["item_id"].filter(items["item_id"].is_duplicated())
     if len(twice):
         raise InputError(f"{first.path}, {second.path}: item id {twice[0]!r} is there twice in the pair; rename it")

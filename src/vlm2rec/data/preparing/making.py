@@ -102,6 +102,7 @@ class Making:
                 "time_unit": log.time_unit,
                 "options": self.options,
                 "made_from": {**made_from, "pictures": stamp(self.raw)},
+                **({} if self.raw.shop is None else {"shop": dict(self.raw.shop)}),
             },
             lambda done, total: self.progress("events written", done, total),
         )

@@ -47,6 +47,7 @@ class RawData:
         columns: our name -> the name that a column has in the files, where the user says so.
         time_format: how times are written where they are text, for `strptime`; None: numbers, or as ISO 8601 has it.
         time_unit: s, ms, us or ns, where times are numbers; None: seen from their size.
+        shop: the parameters of the demo's shop, for the manifest; None: it is no such data.
     """
 
     name: str
@@ -62,6 +63,7 @@ class RawData:
     columns: Mapping[str, str] = field(default_factory=dict)
     time_format: str | None = None
     time_unit: str | None = None
+    shop: Mapping[str, float] | None = None
 
 
 def check_names(names: Iterable[str], where: str) -> None:

@@ -21,6 +21,7 @@ from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import ItemEmbedder
+from vlm2rec.data.sources.shop import is_drawn
 from vlm2rec.methods.llmemb.attributes import Clause, Pairs, attribute_columns, header, item_clauses, sentence
 from vlm2rec.methods.vlm import build_encoder
 from vlm2rec.runs import Run
@@ -52,7 +53,8 @@ class LLMEmb(ItemEmbedder):
     @cached_property
     def columns(self) -> list[str]:
         """The attributes that are read."""
-        return attribute_columns(self.split.dataset.items, self.settings.attributes)
+        dataset = self.split.dataset
+        return attribute_columns(dataset.items, self.settings.attributes, is_drawn(dataset))
 
     @cached_property
     def items(self) -> list[tuple[Clause, ...]]:
