@@ -115,7 +115,10 @@ def test_likes_are_the_tastes_in_words() -> None:
 
 def test_oracle_of_a_prepared_shop_beats_its_halves_and_they_beat_chance(prepared: Dataset) -> None:
     split = Split(prepared)
-    scores = {half: prepared_oracle(WORLD, prepared.item_ids, prepared.user_ids, half) for half in ("both", "picture", "title")}
+    scores = {
+        half: prepared_oracle(WORLD, prepared.item_ids, prepared.user_ids, half)
+        for half in ("both", "picture", "title")
+    }
     assert scores["both"].shape == (split.n_users, split.n_items)
     reached = {half: n20(values, split) for half, values in scores.items()}
     assert reached["both"] > max(reached["picture"], reached["title"]) > 0.15

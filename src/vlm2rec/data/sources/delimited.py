@@ -59,7 +59,7 @@ def read_plain(
         InputError: the file cannot be opened or unpacked, or has a line without end.
     """
     wanted = [*(columns if only is None else only), LINE]
-    yield empty(columns).select(wanted)
+    yield empty(columns)[wanted]
     for number, block in blocks(path, size):
         if header and number == 1:
             end = block.find(b"\n") + 1 or len(block)

@@ -15,13 +15,13 @@ from vlm2rec.backbones.load import Backbone, mean_over, towers
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLMEmb as Settings
+from vlm2rec.data.sources.shop import is_drawn
 from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import ItemEmbedder
-from vlm2rec.data.sources.shop import is_drawn
 from vlm2rec.methods.llmemb.attributes import Clause, Pairs, attribute_columns, header, item_clauses, sentence
 from vlm2rec.methods.vlm import build_encoder
 from vlm2rec.runs import Run
