@@ -11,6 +11,7 @@ from raw_amazon import LOGS, META, item_id, log_lines, meta_line, review_line, t
 
 from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.amazon import Amazon, catalogue
+from vlm2rec.data.sources.amazon.literal import parse_literal
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.errors import InputError
 
@@ -178,6 +179,19 @@ def test_reviews_of_2014_may_be_python_literals(tmp_path: Path) -> None:
     raw = Amazon(tmp_path, "2014").read()
     assert log_of(raw).equals(plain)
     assert raw.broken.table().is_empty()
+
+
+def test_numbers_that_python_has_no_literal_for_spoil_no_line() -> None:
+    assert parse_literal("{'a': nan, 'b': [1, -inf, inf], 'c': (nan,), 'd': 'nan', 'e': -1}") == {
+        "a": None,
+        "b": [1, None, None],
+        "c": (None,),
+        "d": "nan",
+        "e": -1,
+    }
+    for text in ("{'a': nano}", "{'a': nan()}", "{'a': -nan}", "[nan for nan in 1]", "{'a': [inf.x]}"):
+        with pytest.raises(ValueError, match="no Python literal"):
+            parse_literal(text)
 
 
 @pytest.mark.parametrize(

@@ -330,3 +330,10 @@ def test_ids_turned_to_floats_on_the_command_line(call: Call, tmp_path: Path) ->
 def test_where_nothing_is_left_the_other_form_is_the_reason(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"6 of 6 items .* in another form: 'I0' for 'i0' and 'I1' for 'i1'; write"):
         prepare(Given(RawData("x", shelf(), busy("I{}"))), tmp_path / "out", require=["title"])
+
+
+def test_where_nothing_is_left_the_largest_loss_is_named(tmp_path: Path) -> None:
+    log = busy(users=1).with_columns(rating=pl.Series([1.0] * 4 + [5.0] * 2))
+    message = "no user keeps 3 events under --k-core 0 and --min-rating 3, after 4 of 6 events were dropped"
+    with pytest.raises(InputError, match=rf"{message} \(rated too low\); lower it"):
+        prepare(Given(RawData("x", shelf(), log)), tmp_path / "out", require=["title"], k_core=0, min_rating=3)

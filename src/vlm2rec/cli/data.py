@@ -200,8 +200,9 @@ def pair(
     """Two domains as one data set: the same people's events in order of time, each item with its domain."""
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.pairs import pair as pair_data
+    from vlm2rec.progress import notice
 
-    made = pair_data(Dataset.load(first), Dataset.load(second), out, users=users)
+    made = pair_data(Dataset.load(first), Dataset.load(second), out, users=users, notice=notice)
     print(f"{made.n_users:,} users, {made.n_items:,} items, {made.n_interactions:,} interactions")
     print(f"domains: {', '.join(made.items['domain'].unique(maintain_order=True))}")
     print(out)

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 
 from vlm2rec.data.preparing.kcore import MIN_EVENTS, Core, Mask, core, count
 from vlm2rec.data.preparing.log import Ints, Log
-from vlm2rec.data.preparing.losses import CORE, EXAMPLES, FEW_EVENTS, UNLISTED, Loss, Tally, alike, by_reason, tally
+from vlm2rec.data.preparing.losses import (
+    CORE,
+    EXAMPLES,
+    FEW_EVENTS,
+    UNLISTED,
+    Loss,
+    Tally,
+    Unit,
+    alike,
+    by_reason,
+    tally,
+)
 from vlm2rec.data.preparing.stock import Stock
 from vlm2rec.data.preparing.writing import Events
 from vlm2rec.data.sampling import sample_users
@@ -105,7 +116,7 @@ class Draft:
         """What survives as things stand. Raises InputError, with the likeliest reason, if nothing does."""
         kept = self.core(self.stock.usable)
         if not kept.events.any():
-            raise InputError(f"{self.raw.items_from}: nothing is left: {self._why_nothing()}")
+            raise InputError(f"{self.raw.items_from}: nothing is left: {self._why_nothing(kept)}")
         return kept
 
     def dropped(self, kept: Core) -> pl.DataFrame:
@@ -133,7 +144,7 @@ class Draft:
             part.select("id", pl.lit(kind).alias("kind"), "reason") for kind, parts in kinds.items() for part in parts
         )
 
-    def losses(self, kept: Core, dropped: pl.DataFrame) -> dict[str, Tally]:
+    def losses(self, kept: Core, dropped: pl.DataFrame) -> dict[Unit, Tally]:
         """What is lost of events, users, items and pictures; `dropped` is what the method of that name says."""
         gone = {kind: dropped.filter(pl.col("kind") == kind) for kind in ("user", "item", "picture")}
         n_items = int(kept.items.sum())
@@ -197,7 +208,7 @@ class Draft:
         why = pl.Series("reason", _USER_REASONS, dtype=pl.String)[codes[codes != _USER_KEPT]]
         return pl.DataFrame([self.log.user_ids.filter(pl.Series(codes != _USER_KEPT)).alias("id"), why])
 
-    def _why_nothing(self) -> str:
+    def _why_nothing(self, kept: Core) -> str:
         ids, stock = self.log.item_ids, self.stock
         reasons, unlisted = stock.reasons.drop_nulls(), self.unlisted
         if len(unlisted) > len(ids) / 2 or self.unlisted_events > self.demand.sum() / 2:
@@ -211,7 +222,10 @@ class Draft:
             worst = str(reasons.value_counts(sort=True)["reason"][0])
             help_ = next(help_ for part, help_ in _HELP.items() if part in worst)
             return f"{int((reasons == worst).sum()):,} of {stock.items.height:,} items were dropped ({worst}); {help_}"
-        return f"no user keeps {MIN_EVENTS} events {under(self.options)}; lower it or bring more data"
+        lost = tally(0, [*self.before, *self._lost_events(kept)])
+        first = max((each for each in lost.lost if each.reason not in (FEW_EVENTS, CORE)), key=_size, default=None)
+        gone = f", after {first.count:,} of {lost.raw:,} events were dropped ({first.reason})" if first else ""
+        return f"no user keeps {MIN_EVENTS} events {under(self.options)}{gone}; lower it or bring more data"
 
     def events(self, kept: Core) -> Events:
         """The kept events, user after user, each one's in order of time and then of the source."""
@@ -248,6 +262,10 @@ class Draft:
         schema = {"user_id": pl.String(), "item_id": pl.String(), "timestamp": pl.Series(time[:0]).dtype}
         users = pl.DataFrame([user_ids.alias("user_id"), pl.Series("events", lengths)])
         return Events(users, pl.Schema({**schema, **log.others.schema}), batches())
+
+
+def _size(loss: Loss) -> int:
+    return loss.count
 
 
 def first_users(log: Log, rows: NDArray[np.int64]) -> list[str]:

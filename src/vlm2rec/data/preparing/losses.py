@@ -17,6 +17,8 @@ import polars as pl
 
 Unit = Literal["events", "users", "items", "pictures"]
 UNITS: tuple[Unit, ...] = ("events", "users", "items", "pictures")
+RAW: dict[str, Unit] = {"users": "users", "items": "items", "interactions": "events"}
+"""What counts of a manifest (`raw`, `counts`) count."""
 
 UNREADABLE = "line cannot be read"
 NO_RATING = "no rating"
@@ -26,11 +28,12 @@ NOT_DRAWN = "user not drawn"
 UNLISTED = "item not in the catalogue"
 FEW_EVENTS = "user has fewer than 3 events"
 CORE = "k-core"
-"""Reasons why events are lost; the others are those of their items (`stock`)."""
+OTHER_DOMAIN = "user only in "
+"""Reasons why events are lost, besides those of their items (`stock`); the last is followed by a data set's name."""
 
 EXAMPLES = 2
-_ASKED = (NOT_DRAWN, LOW_RATING)
-"""Reasons that somebody asked for with a number of their own: no cause for a warning, whatever their share."""
+_ASKED = (NOT_DRAWN, LOW_RATING, OTHER_DOMAIN)
+"""How reasons begin that somebody asked for: no cause for a warning, whatever their share."""
 _WARN = 0.5
 """Share of a log's events from which on a single reason is warned of."""
 _ALIKE = 0.1
@@ -83,6 +86,11 @@ def tally(kept: int, losses: Iterable[Loss]) -> Tally:
     return Tally(kept + sum(loss.count for loss in lost), kept, lost)
 
 
+def plain(tallies: Mapping[Unit, Tally]) -> dict[str, dict[str, Any]]:
+    """The tallies as the manifest has them, under `losses`."""
+    return {unit: found.plain() for unit, found in tallies.items()}
+
+
 def by_reason(table: pl.DataFrame, of: str) -> list[Loss]:
     """Losses from columns id, reason and, if there is one, count (else a row is one), in order of first appearance.
 
@@ -107,7 +115,7 @@ def lines(losses: Mapping[str, Mapping[str, Any]], said: Sequence[str] = ()) -> 
         verb = "missing" if unit == "pictures" else "dropped"
         for each in sorted(lost, key=lambda loss: -loss["count"]):
             what = f"{_share(each['count'], raw)} {_why(each)}"
-            if unit == "events" and each["count"] > _WARN * raw and each["reason"] not in _ASKED:
+            if unit == "events" and each["count"] > _WARN * raw and not each["reason"].startswith(_ASKED):
                 yield f"warning: {verb} {each['count']:,} of {raw:,} {unit} {what}"
             else:
                 rows.append((verb, f"{each['count']:,}", f"{raw:,} {unit}", what))

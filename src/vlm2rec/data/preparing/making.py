@@ -24,10 +24,12 @@ from vlm2rec.data.preparing.losses import (
     LOW_RATING,
     NO_RATING,
     NOT_DRAWN,
+    RAW,
     UNLISTED,
     UNREADABLE,
     Loss,
     lines,
+    plain,
 )
 from vlm2rec.data.preparing.origin import stamp
 from vlm2rec.data.preparing.stock import AMBIGUOUS, MISSING, NOT_FETCHED, PLACEHOLDER, Stock
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int | None], None]
 """Told what is being done, how much of it is done, and how much there is (None: nobody knows)."""
-_RAW = {"users": "users", "items": "items", "interactions": "events"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Making:
         kept = draft.cut()
         store.keep(folder, np.flatnonzero(kept.items[rows]), bare)
         dropped = draft.dropped(kept)
-        losses = {unit: found.plain() for unit, found in draft.losses(kept, dropped).items()}
+        losses = plain(draft.losses(kept, dropped))
         write_directory(
             folder,
             self.raw.name,
@@ -95,7 +96,7 @@ class Making:
             dropped,
             {name: self.options[name] for name in ("picture_size", "picture_fit")},
             {
-                "raw": {name: losses[unit]["raw"] for name, unit in _RAW.items()},
+                "raw": {name: losses[unit]["raw"] for name, unit in RAW.items()},
                 "losses": losses,
                 "left_out": _left_out(losses),
                 "broken": self._say_broken(folder),
