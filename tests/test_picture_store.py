@@ -13,7 +13,8 @@ from PIL import Image
 from vlm2rec.data.pictures import store as store_module
 from vlm2rec.data.pictures.ahead import ReadAhead
 from vlm2rec.data.pictures.files import open_pictures
-from vlm2rec.data.pictures.store import FITS, PictureFiles, PictureStore, decode, fit_picture, keep, pack, read_index
+from vlm2rec.data.pictures.fitting import FITS, fit_picture
+from vlm2rec.data.pictures.store import PictureFiles, PictureStore, decode, keep, pack, read_index
 from vlm2rec.errors import InputError
 
 

@@ -20,6 +20,7 @@ from vlm2rec.data.preparing.losses import (
     Unit,
     alike,
     by_reason,
+    example,
     tally,
 )
 from vlm2rec.data.preparing.stock import Stock
@@ -184,7 +185,9 @@ class Draft:
         if found is None:
             return None
         events = int(self.demand[unlisted[found["place"].to_numpy()]].sum())
-        pairs = " and ".join(f"{ours!r} for {theirs!r}" for ours, theirs, _ in found.head(EXAMPLES).iter_rows())
+        pairs = " and ".join(
+            f"{example(ours)} for {example(theirs)}" for ours, theirs, _ in found.head(EXAMPLES).iter_rows()
+        )
         return (
             f"{found.height:,} item ids ({events:,} events) of {self.raw.interactions_from} are in"
             f" {self.raw.items_from} in another form: {pairs}; write them alike in both tables"

@@ -32,6 +32,7 @@ OTHER_DOMAIN = "user only in "
 """Reasons why events are lost, besides those of their items (`stock`); the last is followed by a data set's name."""
 
 EXAMPLES = 2
+_LONGEST = 60  # characters of an example in a line
 _ASKED = (NOT_DRAWN, LOW_RATING, OTHER_DOMAIN)
 """How reasons begin that somebody asked for: no cause for a warning, whatever their share."""
 _WARN = 0.5
@@ -139,6 +140,11 @@ def alike(missing: pl.Series, known: pl.Series) -> pl.DataFrame | None:
     return found if found.height and found.height >= _ALIKE * len(missing) else None
 
 
+def example(value: object) -> str:
+    """An example as a line shows it."""
+    return repr(value if not isinstance(value, str) or len(value) <= _LONGEST else f"{value[:_LONGEST]}…")
+
+
 def _form(ids: pl.Series) -> pl.Series:
     return (
         ids.str.strip_chars().str.to_lowercase().str.replace(r"^([+-]?\d+)\.0*$", "${1}").str.replace(r"^0+(.)", "${1}")
@@ -152,14 +158,14 @@ def _share(count: int, total: int) -> str:
 
 def _why(loss: Mapping[str, Any]) -> str:
     shown = [
-        f"{_NAMES[name]}{'s' if len(values) > 1 else ''} {', '.join(map(repr, values))}"
+        f"{_NAMES[name]}{'s' if len(values) > 1 else ''} {', '.join(map(example, values))}"
         for name, values in loss["examples"].items()
         if name in _NAMES and values
     ]
     known = loss["examples"].get("catalogue")
     said = f"{loss['reason']}, such as {' and '.join(shown)}" if shown else str(loss["reason"])
     if known:
-        said += f", where the catalogue has {known[0]!r}"
+        said += f", where the catalogue has {example(known[0])}"
     help_ = next((help_ for part, help_ in _HELP.items() if part in loss["reason"]), None)
     return f"{said}; {help_}" if help_ else said
 
