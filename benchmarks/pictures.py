@@ -22,9 +22,10 @@ import polars as pl
 from PIL import Image, ImageEnhance
 
 from vlm2rec.data.pictures.files import open_pictures
+from vlm2rec.data.pictures.fitting import fit_picture
 from vlm2rec.data.pictures.likeness import alike, differing, hashes, near_pairs, thumbnails
 from vlm2rec.data.pictures.lookalikes import ALIKE, DISTANCE, SAME
-from vlm2rec.data.pictures.store import PictureStore, fit_picture, pack
+from vlm2rec.data.pictures.store import PictureStore, pack
 
 ROUNDS = 5
 PLANTED = 1000

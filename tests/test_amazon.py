@@ -9,8 +9,9 @@ import pytest
 from mutations import mutated
 from raw_amazon import LOGS, META, item_id, log_lines, meta_line, review_line, tables, user_id, write_lines, write_raw
 
-from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.amazon import Amazon, catalogue
+from vlm2rec.data.sources.amazon.literal import parse_literal
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.errors import InputError
 
@@ -44,8 +45,8 @@ def test_all_releases_and_forms_of_a_log_give_the_same_tables(
     log = log_of(raw)
     assert log.schema["rating"] == pl.Float32
     text = pl.col("timestamp").cast(pl.Int64)
-    assert log.drop("line").with_columns(text).rows() == LOG.with_columns(pl.col("timestamp") * factor).rows()
-    assert log["line"].is_sorted() and log["line"].n_unique() == log.height
+    assert log.drop(LINE).with_columns(text).rows() == LOG.with_columns(pl.col("timestamp") * factor).rows()
+    assert log[LINE].is_sorted() and log[LINE].n_unique() == log.height
     items = ITEMS.with_columns(pl.col("item_id").alias("image")).select(catalogue.COLUMNS)
     assert items_of(raw).equals(items)
     assert (raw.name, raw.time_unit, raw.copies) == ("Beauty", "ms" if factor == 1000 else "s", True)
@@ -180,6 +181,19 @@ def test_reviews_of_2014_may_be_python_literals(tmp_path: Path) -> None:
     assert raw.broken.table().is_empty()
 
 
+def test_numbers_that_python_has_no_literal_for_spoil_no_line() -> None:
+    assert parse_literal("{'a': nan, 'b': [1, -inf, inf], 'c': (nan,), 'd': 'nan', 'e': -1}") == {
+        "a": None,
+        "b": [1, None, None],
+        "c": (None,),
+        "d": "nan",
+        "e": -1,
+    }
+    for text in ("{'a': nano}", "{'a': nan()}", "{'a': -nan}", "[nan for nan in 1]", "{'a': [inf.x]}"):
+        with pytest.raises(ValueError, match="no Python literal"):
+            parse_literal(text)
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -301,11 +315,11 @@ def test_thousands_of_spoilt_log_lines_cost_only_themselves(release: str, name: 
     raw = Amazon(tmp_path, release).read()
     table = log_of(raw)
     same = pl.Series([number for number, line in enumerate(lines, 1) if line == before[number - 1]])
-    key = ["user_id", "item_id", "timestamp", "rating", "line"]
-    kept = whole.filter(pl.col("line").is_in(same.implode())).select(key)
+    key = ["user_id", "item_id", "timestamp", "rating", LINE]
+    kept = whole.filter(pl.col(LINE).is_in(same.implode())).select(key)
     assert kept.height > 200
-    assert table.filter(pl.col("line").is_in(same.implode())).select(key).equals(kept)
-    numbers = [*table["line"], *raw.broken.table()["line"]]
+    assert table.filter(pl.col(LINE).is_in(same.implode())).select(key).equals(kept)
+    numbers = [*table[LINE], *raw.broken.table()["line"]]
     assert len(numbers) == len(set(numbers))
     read = [number for number in numbers if number <= len(lines)]
     blank = (b"", b"\r") if name.endswith(".csv") else (b"", b"\r", b" ", b"\t")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm2rec.data.sources import quoted
+from vlm2rec.data.sources import LINE, quoted
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.data.sources.delimited import first_line, read_plain
 from vlm2rec.data.sources.quoted import read_quoted
@@ -111,8 +111,8 @@ def one_row(content: bytes, place: int) -> tuple[list[bytes | None], int] | None
 
 def rows_of(tables: list[pl.DataFrame]) -> dict[int, Cells]:
     table = pl.concat(tables)
-    assert all(dtype == pl.String for name, dtype in table.schema.items() if name != "line")
-    assert table["line"].is_sorted() and table["line"].is_unique().all()
+    assert all(dtype == pl.String for name, dtype in table.schema.items() if name != LINE)
+    assert table[LINE].is_sorted() and table[LINE].is_unique().all()
     return {row[-1]: list(row[:-1]) for row in table.iter_rows()}
 
 
@@ -132,7 +132,7 @@ def check_quoted(path: Path, content: bytes, size: int = 1 << 25) -> None:
     header, good, bad = quoted_reference(content)
     broken = Broken()
     tables = list(read_quoted(path, broken, size=size))
-    assert tables[0].columns == [*header, "line"]
+    assert tables[0].columns == [*header, LINE]
     assert rows_of(tables) == good
     assert sorted(broken.table()["line"].to_list()) == sorted(bad)
     assert sum(broken.read.values()) == len(good) + len(bad)
@@ -318,7 +318,7 @@ def test_a_header_is_left_out_and_gzip_and_a_byte_order_mark_do_not_matter(tmp_p
 def test_a_table_without_rows_has_its_columns(place) -> None:
     place.write_bytes(b"")
     assert first_line(place) == ""
-    assert pl.concat(read_plain(place, ",", ["a", "b"], Broken())).columns == ["a", "b", "line"]
+    assert pl.concat(read_plain(place, ",", ["a", "b"], Broken())).columns == ["a", "b", LINE]
     place.write_bytes(b"a,b")
     assert pl.concat(read_plain(place, ",", ["a", "b"], Broken(), header=True)).shape == (0, 3)
     assert pl.concat(read_quoted(place, Broken())).shape == (0, 3)

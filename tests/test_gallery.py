@@ -15,7 +15,7 @@ from vlm2rec.backbones.gallery import Gallery
 from vlm2rec.backbones.load import load_backbone
 from vlm2rec.backbones.vision import Pixels, VisionTower, Visual
 from vlm2rec.config import BackboneConfig, PromptConfig
-from vlm2rec.data.pictures.store import Pixels as Picture
+from vlm2rec.data.pictures.fitting import Pixels as Picture
 from vlm2rec.encode import encode
 from vlm2rec.encoder import Encoder
 

@@ -10,7 +10,7 @@ from conftest import tiny_tables
 from mutations import mutated
 
 from vlm2rec.data.prepare import prepare
-from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.local import Local, read_table
 from vlm2rec.errors import InputError
 
@@ -134,7 +134,7 @@ def test_interactions_may_be_a_folder_of_parts(tiny_folder: Path, tmp_path: Path
         )
     raw = Local(tiny_folder).read()
     _, read = tables(raw)
-    assert read.drop("line").equals(log) and read["line"].to_list() == list(range(1, log.height + 1))
+    assert read.drop(LINE).equals(log) and read[LINE].to_list() == list(range(1, log.height + 1))
     assert raw.broken.read[raw.interactions_from] == log.height
     assert len(raw.files) == 1 + -(-log.height // 100)
     assert prepare(Local(tiny_folder), tmp_path / "b").fingerprint == whole.fingerprint
@@ -248,13 +248,13 @@ def test_spoilt_lines_are_listed_and_the_others_read(ending: str, seed: int, tmp
     try:
         raw = Local(tmp_path).read()
         read_items, read_log = tables(raw)
-    except InputError as error:  # a field called `line`, a thousand fields
+    except InputError as error:  # a field with a NUL in its name, a thousand fields
         assert "\n" not in str(error)
         return
     broken = raw.broken.table()
     for where, table in ((raw.items_from, read_items), (raw.interactions_from, read_log)):
         listed = broken.filter(file=where)["line"]
-        assert listed.is_unique().all() and not set(listed) & set(table["line"])
+        assert listed.is_unique().all() and not set(listed) & set(table[LINE])
         assert table.height > 300  # of 500 and 1000, half of them spoilt
     try:
         made = prepare(Local(tmp_path), tmp_path / "out", require=["title"], k_core=0, bad_lines=1.0)
@@ -286,12 +286,12 @@ def test_damage_inside_a_parquet_file_is_one_line_or_none(table: str, tiny_folde
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
-def test_a_column_called_line_is_refused(ending: str, tiny_folder: Path) -> None:
+def test_a_name_with_a_nul_is_refused(ending: str, tiny_folder: Path) -> None:
     path = tiny_folder / "items.parquet"
-    pl.read_parquet(path).with_columns(line=1).write_parquet(path)
+    pl.read_parquet(path).with_columns(pl.lit(1).alias(LINE)).write_parquet(path)
     if ending != "parquet":
         rewrite(tiny_folder, ending)
-    with pytest.raises(InputError, match="line, which is the name for line numbers here; rename it"):
+    with pytest.raises(InputError, match=r"has a column '\\x00line', whose name holds a NUL; rename it"):
         Local(tiny_folder).read()
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vlm2rec.data.preparing import log as log_module
 from vlm2rec.data.preparing.log import Numbering, Spill, read_log
-from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.errors import InputError
 
 ids = st.lists(st.lists(st.text(min_size=1, max_size=3), max_size=8), min_size=1, max_size=6)
@@ -65,7 +65,7 @@ def test_a_log_in_parts_is_the_log_in_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_bad_rows_are_listed_with_their_line_and_the_others_kept(tmp_path: Path) -> None:
     first = table(("u", "a", "1"), ("", "a", "2"), ("u", None, "3"), ("u", "b", "May"))
-    given_lines = first.with_columns(line=pl.Series([2, 3, 5, 6]))
+    given_lines = first.with_columns(pl.Series(LINE, [2, 3, 5, 6]))
     source = raw(first, table(("", "", "x"), ("v", "b", "9")))
     log = read_log(source, tmp_path)
     assert (log.user.tolist(), log.item.tolist(), log.time.tolist()) == ([0, 1], [0, 1], [1, 9])
@@ -141,7 +141,7 @@ def test_a_log_of_which_most_is_broken_is_not_read_to_its_end(tmp_path: Path, mo
             source.broken.count("log.csv", 6)
             for line in range(4):
                 source.broken.add("log.csv", line, "1 field instead of 3")
-            yield table(("u", "a", "1"), ("u", "a", "2"), line=pl.Series([5, 6]))
+            yield table(("u", "a", "1"), ("u", "a", "2")).with_columns(pl.Series(LINE, [5, 6]))
 
     source = RawData("log", pl.DataFrame({"item_id": ["a"]}), tables(), interactions_from="log.csv")
     with pytest.raises(InputError, match="12 of 18 lines cannot be read"):

@@ -7,7 +7,7 @@ from conftest import write_pictures
 from mutations import mutated
 
 from vlm2rec.data.prepare import prepare
-from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.movielens import MovieLens, article_first
 from vlm2rec.errors import InputError
 
@@ -86,7 +86,7 @@ def test_every_release_gives_the_same_tables(release: str, tmp_path: Path) -> No
     rows = log.select("user_id", "item_id", pl.col("rating").cast(pl.Int64).cast(pl.String), "timestamp").rows()
     assert rows == RATINGS
     first = 2 if release == "32m" else 1
-    assert log["line"].to_list() == list(range(first, first + len(RATINGS)))
+    assert log[LINE].to_list() == list(range(first, first + len(RATINGS)))
     assert raw.broken.table().is_empty()
     assert raw.broken.read == {raw.items_from: 5, raw.interactions_from: len(RATINGS)}
     assert (raw.name, raw.time_unit) == ("ml", "s")
@@ -155,8 +155,8 @@ def test_spoilt_lines_are_listed_and_the_others_read(release: str, tmp_path: Pat
     assert set(broken["file"]) == {raw.items_from, raw.interactions_from}
     for where, table in ((raw.items_from, items), (raw.interactions_from, log)):
         listed = broken.filter(file=where)["line"]
-        assert listed.is_unique().all() and table["line"].is_unique().all()
-        assert not set(listed) & set(table["line"])
+        assert listed.is_unique().all() and table[LINE].is_unique().all()
+        assert not set(listed) & set(table[LINE])
         assert len(listed) + table.height == raw.broken.read[where]
 
 

@@ -84,6 +84,18 @@ def test_a_pair_by_hand(books: Dataset, films: Dataset, tmp_path: Path, monkeypa
         "overlap": {"users": 2, "users_in_first": 3, "users_in_second": 3, "item_ids": 1},
     }
     assert both.manifest["time_unit"] == "s"
+    assert both.manifest["raw"] == {"users": 4, "items": 6, "interactions": 19}
+    lost = {unit: found["lost"] for unit, found in both.manifest["losses"].items()}
+    assert lost["events"] == [
+        {"reason": "user only in books", "count": 3, "examples": {"user_id": ["cy"]}},
+        {"reason": "user only in films", "count": 3, "examples": {"user_id": ["dee"]}},
+    ]
+    assert [(each["reason"], each["count"]) for each in lost["users"]] == [("only in books", 1), ("only in films", 1)]
+    assert (lost["items"], [(each["reason"], each["count"]) for each in lost["pictures"]]) == ([], [("no picture", 2)])
+    for unit, name in (("events", "interactions"), ("users", "users"), ("items", "items")):
+        found = both.manifest["losses"][unit]
+        assert found["raw"] == found["kept"] + sum(each["count"] for each in found["lost"])
+        assert found["kept"] == both.manifest["counts"][name]
     check(both)  # as it was written
     everybody = pair(books, films, tmp_path / "any", users="any")
     assert everybody.user_ids == ["ann", "bob", "cy", "dee"]

@@ -20,6 +20,8 @@ from PIL import Image
 from vlm2rec.data.pictures import archives
 from vlm2rec.data.pictures.files import Album, open_pictures
 from vlm2rec.data.pictures.store import PictureStore, pack
+from vlm2rec.data.prepare import prepare
+from vlm2rec.data.sources.local import Local
 from vlm2rec.errors import InputError
 
 Files = Mapping[str, bytes]
@@ -80,6 +82,7 @@ def test_a_picture_is_found_by_its_name_with_or_without_its_ending(kind: str, tm
     assert album.read("plain") == b"plain"
     assert album.read("sub/deep/e") == b"e"
     assert album.read("./sub//a.jpg") == b"sub"
+    assert album.read("e") == album.read("e.webp") == b"e"  # the only file of that name
     for name in ("c", "notes", "A.jpg", "a.jpg.jpg", "sub", "sub/", "deep/e", "c.d.jpg", "", ".", "mätch"):
         assert album.read(name) is None
         assert has(album, name) == [False]
@@ -124,18 +127,100 @@ def test_absolute_names_lead_nowhere(tmp_path: Path) -> None:
     assert has(album, name, "a.jpg") == [False, True]
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_an_archive_is_asked_by_path_by_path_inside_its_only_folder_or_by_base_name(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_is_a_path_a_path_inside_the_only_folder_or_a_base_name(kind: str, tmp_path: Path) -> None:
     files = {"./top/x.jpg": b"x", "top/sub/y.jpg": b"y", "top/one/z.jpg": b"1", "top/two/z.jpg": b"2"}
+    files |= {"top/one/w.PNG": b"w", "top/two/v.png": b"v", "top/two/v.jpg": b"V", "top/one/u.png": b"1"}
+    files |= {"top/two/u.jpg": b"2", "notes.txt": b"notes", "top/.old/y.jpg": b"old", ".old/x.jpg": b"old"}
     apple = {"__MACOSX/top/._x.jpg": b"junk", "__MACOSX/top/._w.jpg": b"junk"}
     album = opened(tmp_path, kind, {**files, **apple})
     expected = {"top/x.jpg": b"x", "x.jpg": b"x", "x": b"x", "sub/y.jpg": b"y", "y.jpg": b"y", "y": b"y"}
-    expected |= {"one/z.jpg": b"1", "top/two/z.jpg": b"2", "two/z": b"2"}
-    for name, content in expected.items():
-        assert album.read(name) == content
-    absent = ["z.jpg", "z", "top", "top/y.jpg", "._w.jpg", "two/y.jpg"]
-    assert has(album, *expected, *absent) == [True] * len(expected) + [False] * len(absent)
-    assert [album.read(name) for name in absent] == [None] * len(absent)
+    expected |= {"one/z.jpg": b"1", "top/two/z.jpg": b"2", "two/z": b"2", "w": b"w", "w.PNG": b"w", "v": b"V"}
+    expected |= {"one/u": b"1", "two/u": b"2", "u.png": b"1", "u.jpg": b"2", "top/.old/y.jpg": b"old"}
+    absent = ["z.jpg", "z", "u", "top", "top/y.jpg", "._w.jpg", "two/y.jpg", "w.png", "", "y.jpg.jpg"]
+    for _ in range(2):  # one by one, then all at once
+        assert [album.read(name) for name in expected] == list(expected.values())
+        assert [album.read(name) for name in absent] == [None] * len(absent)
+        assert has(album, *expected, *absent) == [True] * len(expected) + [False] * len(absent)
+    doubtful = {name: sorted(files) for name, files in album.ambiguous.items()}
+    both = ["top/one/z.jpg", "top/two/z.jpg"]
+    assert doubtful == {"z.jpg": both, "z": both, "u": ["top/one/u.png", "top/two/u.jpg"]}
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "c", ".h"]), min_size=0, max_size=2)
+TREE = st.dictionaries(
+    st.builds(lambda parts, name: "/".join([*parts, name]), PARTS, st.sampled_from(["x.jpg", "x.png", "y.JPG", "x"])),
+    st.just(b""),
+    max_size=8,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(tree=TREE, together=st.booleans())
+def test_a_folder_and_its_archives_find_the_same(tree: dict[str, bytes], together: bool, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("trees")
+    files = {name: name.encode() for name in tree if not any(other.startswith(f"{name}/") for other in tree)}
+    asked = ["x", "y", "x.jpg", "y.JPG", "a/x", "b/x.jpg", "b/a/x.png", ".h/x", *files]
+    found = []
+    for kind in KINDS:
+        (folder / "all").mkdir(exist_ok=True)
+        album = opened(folder, kind, files)
+        there = has(album, *asked) if together else []
+        contents = [album.read(name) for name in asked]
+        assert there in ([], [content is not None for content in contents])
+        found.append((contents, {name: sorted(files) for name, files in album.ambiguous.items()}))
+    assert found[0] == found[1] == found[2]
+    assert found[0][0][8:] == list(files.values())
+
+
+def test_a_folder_is_not_walked_where_all_names_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    album = opened(tmp_path, "folder", {"a.jpg": b"a", "sub/b.jpg": b"b", "other/c.jpg": b"c"})
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def counted(path):
+        listed.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert has(album, "a", "sub/b.jpg", None) == [True, True, False]
+    assert album.read("sub/b") == b"b"
+    assert sorted(listed) == ["all", "sub"]
+    assert has(album, "c") == [True]
+    assert set(listed) == {"all", "sub", "other"}
+    before = len(listed)
+    assert album.read("c") == b"c" and album.read("gone") is None and album.read("gone too") is None
+    assert len(listed) == before
+
+
+def test_folders_that_lead_to_each_other_are_walked_once(tmp_path: Path) -> None:
+    album = opened(tmp_path, "folder", {"a/x.jpg": b"x", "a/b/y.jpg": b"y"})
+    (tmp_path / "all" / "a" / "up").symlink_to(tmp_path / "all")
+    (tmp_path / "all" / "loop").symlink_to(tmp_path / "all" / "loop")
+    assert has(album, "x", "y", "z") == [True, True, False]
+
+
+def test_nested_pictures_make_the_same_data_and_those_of_one_name_are_said(tmp_path: Path) -> None:
+    """The layout of H&M, with a picture that is in two folders; as a folder and as both archives."""
+    files = {f"0{n % 3}/{n:03}.jpg": picture(n) for n in range(8)} | {"09/000.jpg": picture(9)}
+    items = pl.DataFrame({"item_id": [f"{n:03}" for n in range(8)], "title": "T"}).with_columns(image="item_id")
+    rows = [(f"u{user}", f"{n:03}", n) for user in range(3) for n in range(8)]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    prints = set()
+    for kind in KINDS:
+        raw = tmp_path / kind / "raw"
+        raw.mkdir(parents=True)
+        write(raw / ("images" if kind == "folder" else f"images.{kind}"), files)
+        items.write_csv(raw / "items.csv")
+        log.write_csv(raw / "interactions.csv")
+        said: list[str] = []
+        made = prepare(Local(raw), tmp_path / kind / "out", k_core=3, notice=said.append)
+        assert made.item_ids == [f"{n:03}" for n in range(1, 8)]
+        assert made.manifest["dropped"]["item"] == {"picture ambiguous": 1}
+        assert any("2 files are called 000 (00/000.jpg, 09/000.jpg)" in line for line in said)
+        assert any("dropped 1 of 8 items" in line and "picture ambiguous" in line for line in said)
+        prints.add(made.fingerprint)
+    assert len(prints) == 1
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])

@@ -13,7 +13,8 @@ from PIL import Image
 from vlm2rec.data.pictures import store as store_module
 from vlm2rec.data.pictures.ahead import ReadAhead
 from vlm2rec.data.pictures.files import open_pictures
-from vlm2rec.data.pictures.store import FITS, PictureFiles, PictureStore, decode, fit_picture, keep, pack, read_index
+from vlm2rec.data.pictures.fitting import FITS, fit_picture
+from vlm2rec.data.pictures.store import PictureFiles, PictureStore, decode, keep, pack, read_index
 from vlm2rec.errors import InputError
 
 
@@ -87,6 +88,102 @@ def test_every_mode_becomes_rgb(tmp_path: Path) -> None:
             pixels = fit_picture(image, 16, fit)
             assert pixels.dtype == np.uint8
             assert np.abs(pixels.astype(int) - colour).max() <= 1, name
+
+
+GREY = np.array([[0, 0.25], [0.5, 1]])
+AS_8 = [0, 64, 128, 255]
+
+
+def wide(values: object, dtype: type) -> Image.Image:
+    return Image.fromarray(np.kron(np.asarray(values), np.ones((8, 8))).astype(dtype))
+
+
+MODES: dict[str, tuple[str, Image.Image, str, list[int] | None]] = {
+    "16-bit PNG": ("png", wide(np.rint(GREY * 65535), np.uint16), "I;16", AS_8),
+    "16-bit TIFF": ("tif", wide(np.rint(GREY * 65535), np.uint16), "I;16", AS_8),
+    "16-bit TIFF, dark": ("tif", wide([[0, 300], [257, 514]], np.uint16), "I;16", [0, 1, 1, 2]),
+    "16-bit PNG of 8 bits": ("png", wide(np.rint(GREY * 255), np.uint16), "I;16", AS_8),
+    "32-bit, to 255": ("tif", wide(np.rint(GREY * 255), np.int32), "I", AS_8),
+    "32-bit, to 65535": ("tif", wide(np.rint(GREY * 65535), np.int32), "I", AS_8),
+    "32-bit, above": ("tif", wide(GREY * 1_000_000, np.int32), "I", None),
+    "32-bit, below": ("tif", wide(GREY * 255 - 9, np.int32), "I", None),
+    "float, to 1": ("tif", wide(GREY, np.float32), "F", AS_8),
+    "float, to 255": ("tif", wide(GREY * 255, np.float32), "F", AS_8),
+    "float, to 65535": ("tif", wide(GREY * 65535, np.float32), "F", AS_8),
+    "float, above": ("tif", wide(GREY * 1e6, np.float32), "F", None),
+    "float, below": ("tif", wide(GREY - 0.1, np.float32), "F", None),
+    "float, NaN": ("tif", wide(np.where(GREY == 0.5, np.nan, GREY), np.float32), "F", None),
+    "float, infinite": ("tif", wide(np.where(GREY == 1, np.inf, GREY), np.float32), "F", None),
+    "float, black": ("tif", wide(GREY * 0, np.float32), "F", [0] * 4),
+    "8-bit": ("png", wide(np.rint(GREY * 255), np.uint8), "L", AS_8),
+    "1-bit": ("png", wide([[0, 1], [1, 0]], bool), "1", [0, 255, 255, 0]),
+}
+
+
+@pytest.mark.parametrize("case", MODES)
+def test_grey_of_any_depth_is_scaled_or_broken(case: str, tmp_path: Path) -> None:
+    """From a file, as a user's is: never clipped to black and white."""
+    ending, image, mode, expected = MODES[case]
+    image.save(tmp_path / f"x.{ending}")
+    with Image.open(tmp_path / f"x.{ending}") as opened:
+        assert opened.mode[0] == mode[0]  # older Pillows say I of 16 bits too
+    (found,) = decode(open_pictures(tmp_path), [f"x.{ending}"], 16, "squash")
+    broken = pack(tmp_path, open_pictures(tmp_path), [f"x.{ending}"], 16, "squash")
+    assert (found is None) == (expected is None) == broken[0]
+    if found is not None:
+        corners = found.pixels[[3, 3, 12, 12], [3, 12, 3, 12]]
+        assert corners.tolist() == [[value] * 3 for value in expected or ()]
+
+
+def coloured(mode: str) -> Image.Image:
+    """Left half red, right half blue, or clear where the mode has that."""
+    image = half_and_half(16, 16)
+    if mode in ("RGBA", "LA", "PA"):
+        image.putalpha(Image.fromarray(np.where(np.arange(16) < 8, 255, 0).astype(np.uint8)[None].repeat(16, 0)))
+    return image if image.mode == mode else image.convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("ending", "mode", "left", "right"),
+    [
+        ("png", "RGB", (255, 0, 0), (0, 0, 255)),
+        ("png", "RGBA", (255, 0, 0), (255, 255, 255)),
+        ("png", "LA", (76, 76, 76), (255, 255, 255)),
+        ("png", "P", (255, 0, 0), (0, 0, 255)),
+        ("gif", "P", (255, 0, 0), (0, 0, 255)),
+        ("tif", "CMYK", (255, 0, 0), (0, 0, 255)),
+        ("jpg", "CMYK", (254, 0, 0), (0, 0, 254)),
+        ("webp", "RGBA", (255, 0, 0), (255, 255, 255)),
+        ("tif", "YCbCr", (254, 0, 0), (0, 0, 254)),
+    ],
+)
+def test_colours_of_any_mode_are_right(
+    ending: str, mode: str, left: tuple[int, ...], right: tuple[int, ...], tmp_path: Path
+) -> None:
+    options = {"lossless": True} if ending == "webp" else {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
+    coloured(mode).save(tmp_path / f"x.{ending}", **options)
+    (found,) = decode(open_pictures(tmp_path), [f"x.{ending}"], 16, "squash")
+    assert found is not None
+    assert np.abs(found.pixels[8, [3, 12]].astype(int) - [left, right]).max() <= 3
+
+
+def test_a_palette_with_a_transparent_colour_lies_on_white(tmp_path: Path) -> None:
+    image = half_and_half(16, 16).convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
+    for ending in ("png", "gif"):
+        image.save(tmp_path / f"x.{ending}", transparency=image.getpixel((12, 8)))
+        (found,) = decode(open_pictures(tmp_path), [f"x.{ending}"], 16, "squash")
+        assert found is not None
+        assert found.pixels[8, [3, 12]].tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_of_a_moving_picture_the_first_frame_counts(ending: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    more = {"lossless": True} if ending == "webp" else {}
+    frames[0].save(tmp_path / f"x.{ending}", save_all=True, append_images=frames[1:], duration=100, **more)
+    (found,) = decode(open_pictures(tmp_path), [f"x.{ending}"], 16, "squash")
+    assert found is not None
+    assert (found.pixels == (255, 0, 0)).all()
 
 
 def test_a_big_photograph_is_decoded_small_and_right(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.fetching.client import Fetching
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.preparing import draft, log
-from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.errors import InputError
 
@@ -130,7 +130,7 @@ def test_drawn_users_are_a_pure_nested_sample(tmp_path: Path) -> None:
 
 def test_broken_lines_are_listed_beside_the_data(tmp_path: Path) -> None:
     table = events([("u", f"i{n % 3}", n) for n in range(300)] + [("", "i0", 1)])
-    table = table.with_columns(line=pl.Series(range(301)))
+    table = table.with_columns(pl.Series(LINE, range(301)))
 
     def made(name: str, **options) -> Dataset:
         broken = Broken()

@@ -7,7 +7,7 @@ from conftest import tiny_tables, write_pictures
 from mutations import mutated
 
 from vlm2rec.data.prepare import prepare
-from vlm2rec.data.sources import RawData
+from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.local import Local
 from vlm2rec.data.sources.recbole import RecBole
 from vlm2rec.errors import InputError
@@ -37,8 +37,8 @@ def test_columns_have_the_types_of_the_header(tmp_path: Path) -> None:
     )
     raw = RecBole(folder).read()
     items, log = tables(raw)
-    assert log.drop("line").rows() == [("01", "007", 4.5, "978300760.0"), ("02", "007", None, "1")]
-    assert items.drop("line").to_dicts() == [
+    assert log.drop(LINE).rows() == [("01", "007", 4.5, "978300760.0"), ("02", "007", None, "1")]
+    assert items.drop(LINE).to_dicts() == [
         {"title": 'Quoted "Soap"', "item_id": "007", "class": ["soft", "soap"], "price": 2.0, "vector": [1.0, -0.5],
          "image": "007"},
         {"title": 'Half "quoted', "item_id": "8", "class": None, "price": None, "vector": None, "image": "8"},
@@ -118,12 +118,12 @@ def test_spoilt_lines_are_listed_and_the_others_read(tmp_path: Path) -> None:
     broken = raw.broken.table()
     for where, table, lines in ((raw.items_from, items, shelf), (raw.interactions_from, events, log)):
         listed = broken.filter(file=where)["line"]
-        assert listed.is_unique().all() and table["line"].is_unique().all()
-        assert not set(listed) & set(table["line"])
+        assert listed.is_unique().all() and table[LINE].is_unique().all()
+        assert not set(listed) & set(table[LINE])
         assert len(listed) + table.height == raw.broken.read[where]
         content = Path(where).read_bytes().split(b"\n")
         untouched = {line for line, text in enumerate(content, start=1) if text in set(lines)}
-        assert untouched <= set(table["line"])
+        assert untouched <= set(table[LINE])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_spoilt_lines_are_listed_and_the_others_read(tmp_path: Path) -> None:
         ("", None, "its header has ''"),
         (b"user\xff:token\n", None, "line 1 is not UTF-8"),
         (LOG, "item_id:token\titem_id:token\n", "has it twice: 'item_id'"),
-        ("user_id:token\tline:token\n", None, "has a column line"),
+        ("user_id:token\ta\0b:token\n", None, "name holds a NUL"),
     ],
 )
 def test_a_header_that_is_not_recboles_is_one_line(log, shelf, message: str, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
+import json
+import shutil
 from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -7,7 +11,15 @@ import pytest
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.prepare import prepare
-from vlm2rec.data.sources.shop import COLOURS, ShopWorld, open_shop, oracle_scores, prepared_oracle, world_of
+from vlm2rec.data.sources.shop import (
+    COLOURS,
+    ShopWorld,
+    is_drawn,
+    open_shop,
+    oracle_scores,
+    prepared_oracle,
+    world_of,
+)
 from vlm2rec.data.sources.shop_brush import FORMS, PATTERNS, Look
 from vlm2rec.data.sources.shop_drawing import KINDS, draw
 from vlm2rec.data.splits import Split
@@ -15,12 +27,13 @@ from vlm2rec.errors import InputError
 from vlm2rec.metrics import count, summarise
 
 SMALL = ShopWorld(products=60, shoppers=80)
+WORLD = ShopWorld(products=150, shoppers=300)
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     out = tmp_path_factory.mktemp("shop") / "data"
-    prepare(ShopWorld(products=150, shoppers=300), out, picture_size=64)
+    prepare(WORLD, out, picture_size=64)
     return Dataset.load(out)
 
 
@@ -102,7 +115,10 @@ def test_likes_are_the_tastes_in_words() -> None:
 
 def test_oracle_of_a_prepared_shop_beats_its_halves_and_they_beat_chance(prepared: Dataset) -> None:
     split = Split(prepared)
-    scores = {half: prepared_oracle(prepared.items, prepared.user_ids, half) for half in ("both", "picture", "title")}
+    scores = {
+        half: prepared_oracle(WORLD, prepared.item_ids, prepared.user_ids, half)
+        for half in ("both", "picture", "title")
+    }
     assert scores["both"].shape == (split.n_users, split.n_items)
     reached = {half: n20(values, split) for half, values in scores.items()}
     assert reached["both"] > max(reached["picture"], reached["title"]) > 0.15
@@ -113,10 +129,9 @@ def test_oracle_of_a_prepared_shop_beats_its_halves_and_they_beat_chance(prepare
 
 
 def test_oracle_survives_dropped_items(prepared: Dataset) -> None:
-    left = prepared.items[5:]
-    whole = prepared_oracle(prepared.items, prepared.user_ids[:4])
-    assert np.array_equal(prepared_oracle(left, prepared.user_ids[:4]), whole[:, 5:])
-    assert world_of(left) == ShopWorld(products=150, shoppers=300)
+    whole = prepared_oracle(WORLD, prepared.item_ids, prepared.user_ids[:4])
+    assert np.array_equal(prepared_oracle(WORLD, prepared.item_ids[5:], prepared.user_ids[:4]), whole[:, 5:])
+    assert world_of(prepared) == WORLD
 
 
 def test_prepared_shop_is_whole(prepared: Dataset) -> None:
@@ -127,9 +142,31 @@ def test_prepared_shop_is_whole(prepared: Dataset) -> None:
     assert picture.shape == (64, 64, 3)
 
 
-def test_other_data_have_no_oracle() -> None:
-    with pytest.raises(InputError, match="not the demo's shop"):
-        world_of(pl.DataFrame({"item_id": ["a"], "title": ["b"]}))
+def copied(prepared: Dataset, out: Path, name: str, world: pl.Expr | None = None) -> Dataset:
+    """The prepared shop as before its manifest said that it is one, under a name, its column `world` as given."""
+    shutil.copytree(prepared.path, out)
+    manifest = {key: value for key, value in prepared.manifest.items() if key != "shop"}
+    (out / "manifest.json").write_text(json.dumps({**manifest, "name": name}))
+    if world is not None:
+        prepared.items.with_columns(world.alias("world")).write_parquet(out / "items.parquet")
+    return Dataset.load(out)
+
+
+def test_a_shop_is_known_by_its_manifest_or_by_its_name_and_column(prepared: Dataset, tmp_path: Path) -> None:
+    assert prepared.manifest["shop"] == asdict(WORLD)
+    older = copied(prepared, tmp_path / "older", "shop")
+    assert world_of(older) == WORLD and is_drawn(older)
+    paired = copied(prepared, tmp_path / "paired", "mine+shop")
+    assert world_of(paired) is None and is_drawn(paired)
+    named_otherwise = copied(prepared, tmp_path / "named", "mine")
+    assert world_of(named_otherwise) is None and not is_drawn(named_otherwise)
+
+
+@pytest.mark.parametrize("world", [pl.lit("fantasy"), pl.lit(3), pl.lit(None), pl.lit("[1]"), pl.lit('{"a": 1}')])
+def test_a_column_called_world_is_anybodys(world: pl.Expr, prepared: Dataset, tmp_path: Path) -> None:
+    for name in ("shop", "mine", "shop+mine"):
+        other = copied(prepared, tmp_path / name, name, world)
+        assert world_of(other) is None and not is_drawn(other)
 
 
 @pytest.mark.parametrize("wrong", [{"products": 0}, {"shoppers": 0}, {"shortest": 9, "longest": 5}, {"products": 10}])

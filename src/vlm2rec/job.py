@@ -22,7 +22,7 @@ from vlm2rec import parallel
 from vlm2rec.config import Config, load_config, parse_override
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
-from vlm2rec.data.sources.shop import HALVES, Half, prepared_oracle
+from vlm2rec.data.sources.shop import HALVES, Half, ShopWorld, prepared_oracle, world_of
 from vlm2rec.data.splits import Split, split_of
 from vlm2rec.diagnostics import Diagnosis, diagnose
 from vlm2rec.diagnostics.cold import by_frequency
@@ -197,8 +197,8 @@ class Job:
             results["reference"] = read_json(self.out / "reference.json", "reference")
         results["retrieval"] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
         results["cold"] = by_frequency(ranks, self.split)
-        if "world" in self.dataset.items.columns:
-            results["oracle"] = self._oracle()
+        if (world := world_of(self.dataset)) is not None:
+            results["oracle"] = self._oracle(world)
         results["validation"] = self.run.manifest["done"]["train"].get("validation", {})
         results["cost"] = self._cost(time.monotonic() - began)
         with replacing(self.out / "users.parquet") as temporary:
@@ -269,12 +269,12 @@ class Job:
         """Whether the directory, if there is one yet, lists a stage."""
         return (self.out / "manifest.json").exists() and Run.open(self.out).is_done(stage)
 
-    def _oracle(self) -> dict[str, Any]:
+    def _oracle(self, world: ShopWorld) -> dict[str, Any]:
         """What knowing the tastes of the demo's shoppers reaches; `title`, `picture`: the half that one shows."""
         ids = [self.dataset.user_ids[user] for user in self.users]
         found: dict[Half, dict[str, Any]] = {}
         for half in HALVES:
-            scorer = Table(prepared_oracle(self.dataset.items, ids, half))
+            scorer = Table(prepared_oracle(world, self.dataset.item_ids, ids, half))
             ranks = rank_users(scorer, self.split, self.users, "test", self.config.evaluation.candidate_seed)
             found[half] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
         return {**found["both"], "title": found["title"], "picture": found["picture"]}

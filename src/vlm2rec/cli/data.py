@@ -126,10 +126,15 @@ def describe(folder: Folder, as_json: AsJson = False) -> None:
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.describe import describe as describe_data
     from vlm2rec.data.describe import leak_warning
+    from vlm2rec.data.preparing.losses import lines as losses_said
 
     dataset = Dataset.load(folder)
     found = describe_data(dataset)
-    print(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        losses = found.pop("losses")
+        print("\n".join([*lines(found), *losses_said(losses or {})]))
     if warning := leak_warning(dataset):
         print(warning, file=sys.stderr)
 
@@ -195,8 +200,9 @@ def pair(
     """Two domains as one data set: the same people's events in order of time, each item with its domain."""
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.pairs import pair as pair_data
+    from vlm2rec.progress import notice
 
-    made = pair_data(Dataset.load(first), Dataset.load(second), out, users=users)
+    made = pair_data(Dataset.load(first), Dataset.load(second), out, users=users, notice=notice)
     print(f"{made.n_users:,} users, {made.n_items:,} items, {made.n_interactions:,} interactions")
     print(f"domains: {', '.join(made.items['domain'].unique(maintain_order=True))}")
     print(out)

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from vlm2rec.data.pictures.store import PictureStore, Pixels
+from vlm2rec.data.pictures.fitting import Pixels
+from vlm2rec.data.pictures.store import PictureStore
 from vlm2rec.data.ragged import Ragged
 from vlm2rec.errors import InputError
 

@@ -55,6 +55,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         },
         "options": {"require": options["require"], "k_core": options["k_core"]},
         "raw": dataset.manifest["raw"],
+        "losses": dataset.manifest.get("losses"),  # none where another version prepared it
         "left_out": dataset.manifest.get("left_out", {}),
         "broken": dataset.manifest.get("broken", {}),
         "dropped": dataset.manifest["dropped"],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
+import polars.selectors as cs
 from PIL import Image
 from polars.datatypes import DataType, DataTypeClass
 
@@ -143,13 +144,13 @@ def _parquet(table: _Table, folder: Path, name: str, _: str) -> None:
 def _csv(table: _Table, folder: Path, name: str, _: str) -> None:
     table.refuse_names("^$|\0", "CSV")
     table.refuse_types(lambda dtype: not dtype.is_nested() and dtype not in (pl.Binary, pl.Object), "CSV")
-    table.refuse({column: pl.col(column).str.contains("\0", literal=True) for column in _texts(table)}, "a NUL", "CSV")
+    table.refuse({column: _column(column).str.contains("\0", literal=True) for column in _texts(table)}, "a NUL", "CSV")
     table.rows.sink_csv(folder / f"{name}.csv")
 
 
 def _jsonl(table: _Table, folder: Path, name: str, _: str) -> None:
     table.refuse_types(lambda dtype: not _has_bytes(dtype), "JSON")
-    numbers = {c: ~pl.col(c).is_finite() for c, dtype in table.schema.items() if dtype.is_float()}
+    numbers = {c: ~_column(c).is_finite() for c, dtype in table.schema.items() if dtype.is_float()}
     table.refuse(numbers, "a number that is not finite", "JSON")
     table.rows.sink_ndjson(folder / f"{name}.jsonl")
 
@@ -158,12 +159,12 @@ def _recbole(table: _Table, folder: Path, name: str, dataset: str) -> None:
     table.refuse_names('^$|[:"\t\n\r\0]', "RecBole's")
     table.refuse_types(lambda dtype: _kind(dtype) is not None, "RecBole's")
     texts, lists = _texts(table), [c for c, dtype in table.schema.items() if isinstance(dtype, pl.List)]
-    table.refuse({c: pl.col(c).str.contains("[\t\n\r\0]") for c in texts}, "a tab, a line break or a NUL", "RecBole's")
+    table.refuse({c: _column(c).str.contains("[\t\n\r\0]") for c in texts}, "a tab, a line break or a NUL", "RecBole's")
     blank = pl.element().cast(pl.String).str.contains("^$|[ \t\n\r\0]").fill_null(True)
     what = "a list of something empty or with blanks"
-    table.refuse({c: pl.col(c).list.eval(blank).list.any() for c in lists}, what, "RecBole's")
+    table.refuse({c: _column(c).list.eval(blank).list.any() for c in lists}, what, "RecBole's")
     large = [c for c, dtype in table.schema.items() if dtype.is_integer() and c != "timestamp"]
-    limits = table.rows.select(pl.col(c).cast(pl.Int128).abs().max() for c in large).collect(engine="streaming")
+    limits = table.rows.select(_column(c).cast(pl.Int128).abs().max() for c in large).collect(engine="streaming")
     columns = []
     for column, dtype in table.schema.items():
         kind = _kind(dtype)
@@ -188,12 +189,17 @@ def _kind(dtype: _Type) -> str | None:
 
 def _field(column: str, dtype: _Type) -> pl.Expr:
     """A column as text; a text that is empty or begins with a quote is quoted, which RecBole's own reader undoes."""
-    text = pl.col(column)
+    text = _column(column)
     text = text.cast(pl.List(pl.String)).list.join(" ") if isinstance(dtype, pl.List) else text.cast(pl.String)
     if column in ("title", "image"):  # where null and empty are the same
         text = text.replace("", None)
     quoted = pl.lit('"') + text.str.replace_all('"', '""', literal=True) + pl.lit('"')
     return pl.when((text == "") | text.str.starts_with('"')).then(quoted).otherwise(text)
+
+
+def _column(name: str) -> pl.Expr:
+    """A column by its very name, which `pl.col` may take for a pattern of several."""
+    return cs.by_name(name).as_expr()
 
 
 def _texts(table: _Table) -> list[str]:

@@ -88,7 +88,12 @@ def _items_of(dataset: Dataset, domain: str) -> NDArray[np.bool_]:
     where = dataset.path / ITEMS
     if DOMAIN not in pl.scan_parquet(where, glob=False).collect_schema():
         raise InputError(f"{where}: has no column {DOMAIN}, as a pair of data sets has; leave data.split.domain out")
-    column = pl.read_parquet(where, columns=[DOMAIN], glob=False)[DOMAIN].cast(pl.String)
+    column = pl.read_parquet(where, columns=[DOMAIN], glob=False)[DOMAIN]
+    if column.dtype not in (pl.String, pl.Categorical, pl.Enum) and not column.dtype.is_integer():
+        raise InputError(
+            f"{where}: column {DOMAIN} holds {column.dtype}, no names of domains; leave data.split.domain out"
+        )
+    column = column.cast(pl.String)
     names = column.unique(maintain_order=True).drop_nulls().to_list()
     if domain not in names:
         near = difflib.get_close_matches(domain, names, n=1)

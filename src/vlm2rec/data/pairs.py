@@ -8,7 +8,7 @@ each data set alone gives them as many.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,18 @@ from numpy.typing import NDArray
 from vlm2rec.data.dataset import DROPPED, INTERACTIONS, ITEMS, USERS, Dataset, read_manifest
 from vlm2rec.data.holding import DOMAIN
 from vlm2rec.data.pictures.store import INDEX, PACK, read_index
+from vlm2rec.data.preparing.losses import (
+    EXAMPLES,
+    OTHER_DOMAIN,
+    RAW,
+    Loss,
+    Tally,
+    Unit,
+    by_reason,
+    lines,
+    plain,
+    tally,
+)
 from vlm2rec.data.preparing.times import UNITS
 from vlm2rec.data.preparing.writing import Events, is_free, partial, put, write_directory
 from vlm2rec.data.timeline import Timeline
@@ -30,7 +42,13 @@ _PICTURE_OPTIONS = ("picture_size", "picture_fit")
 _EVENTS_AT_ONCE = 1 << 21
 
 
-def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> Dataset:
+def pair(
+    first: Dataset,
+    second: Dataset,
+    out: Path,
+    users: Users = "both",
+    notice: Callable[[str], None] = lambda line: None,
+) -> Dataset:
     """Merge two data sets by users and time, write the result to `out`, and open it.
 
     Users come in the order of `first`, then those whom `second` alone has; items those of `first`, then those of
@@ -44,6 +62,7 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
         second: one of another name.
         out: the directory to write.
         users: "both": those with events in both domains; "any": everybody.
+        notice: told in one line each what is dropped.
 
     Raises:
         InputError: the two cannot be put together, nobody is in both, or `out` is taken.
@@ -69,6 +88,8 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
         "users_in_second": len(ids[1]),
         "item_ids": shared_items,
     }
+    dropped = _dropped((first, second), left, items["item_id"])
+    losses = plain(_losses((first, second), numbers, left, len(people), dropped))
     with partial(out) as folder:
         _copy_pictures(folder, (first, second))
         write_directory(
@@ -76,11 +97,13 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
             f"{first.name}+{second.name}",
             items,
             _events((first, second), clocks, numbers, people, items["item_id"]),
-            _dropped((first, second), left, items["item_id"]),
+            dropped,
             {option: first.manifest["options"][option] for option in _PICTURE_OPTIONS},
-            _manifest((first, second), unit, {**made_from, "overlap": overlap}),
+            _manifest((first, second), unit, {**made_from, "overlap": overlap}, losses),
         )
         put(folder, out)
+    for line in lines(losses):
+        notice(line)
     return Dataset.load(out)
 
 
@@ -130,6 +153,12 @@ def _is_there(out: Path, made_from: dict[str, Any]) -> bool:
 def _items(first: Dataset, second: Dataset) -> tuple[pl.DataFrame, int]:
     """The items of both, and how many ids both had."""
     tables = [pl.read_parquet(each.path / ITEMS, glob=False) for each in (first, second)]
+    for each, table in zip((first, second), tables, strict=True):
+        if DOMAIN in table.columns and "pair" not in each.manifest:
+            raise InputError(
+                f"{each.path / ITEMS}: has a column {DOMAIN}, which a pair writes itself (the data set that an item is"
+                " from); rename it in the raw files and prepare them again"
+            )
     shared = tables[0]["item_id"].filter(tables[0]["item_id"].is_in(tables[1]["item_id"].implode()))
     marked = [
         table.with_columns(
@@ -141,7 +170,7 @@ def _items(first: Dataset, second: Dataset) -> tuple[pl.DataFrame, int]:
         )
         for each, table in zip((first, second), tables, strict=True)
     ]
-    items = pl.concat(marked, how="diagonal_relaxed")
+    items = _together(marked, (first, second))
     twice = items["item_id"].filter(items["item_id"].is_duplicated())
     if len(twice):
         raise InputError(f"{first.path}, {second.path}: item id {twice[0]!r} is there twice in the pair; rename it")
@@ -230,13 +259,40 @@ def _dropped(both: tuple[Dataset, Dataset], left: Sequence[pl.Series], item_ids:
     return pl.concat(tables)
 
 
-def _manifest(both: tuple[Dataset, Dataset], unit: str, pair: dict[str, Any]) -> dict[str, Any]:
+def _losses(
+    both: tuple[Dataset, Dataset],
+    numbers: Sequence[NDArray[np.int64]],
+    left: Sequence[pl.Series],
+    n_users: int,
+    dropped: pl.DataFrame,
+) -> dict[Unit, Tally]:
+    """What of the two is not in the pair: users whom one alone has, their events, and pictures lost before."""
+    events, reasons = [], []
+    for each, own, ids in zip(both, numbers, left, strict=True):
+        reason, gone = f"{OTHER_DOMAIN}{each.name}", int(each.sequences.lengths[own < 0].sum())
+        events.append(Loss(reason, gone, {"user_id": ids.head(EXAMPLES).to_list()}))
+        reasons.append(Loss(reason.removeprefix("user "), len(ids), {"user_id": ids.head(EXAMPLES).to_list()}))
+    n_events = sum(each.n_interactions for each in both) - sum(each.count for each in events)
+    n_items = sum(each.n_items for each in both)
+    pictures = by_reason(dropped.filter(pl.col("kind") == "picture"), "item_id")
+    return {
+        "events": tally(n_events, events),
+        "users": tally(n_users, reasons),
+        "items": tally(n_items, []),
+        "pictures": tally(n_items - sum(each.count for each in pictures), pictures),
+    }
+
+
+def _manifest(
+    both: tuple[Dataset, Dataset], unit: str, pair: dict[str, Any], losses: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """What the manifest says beside what every data set's says."""
     first, second = (each.manifest for each in both)
     required = set(first["options"]["require"]) & set(second["options"]["require"])
     pictures = {option: first["options"][option] for option in _PICTURE_OPTIONS}
     return {
-        "raw": {name: first["counts"][name] + second["counts"][name] for name in first["counts"]},
+        "raw": {name: losses[unit]["raw"] for name, unit in RAW.items()},
+        "losses": losses,
         "time_unit": unit,
         "options": {"require": sorted(required, reverse=True) or ["any"], "k_core": 0, **pictures},
         "made_from": {"files": None, "pictures": None},

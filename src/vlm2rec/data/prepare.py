@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm2rec.data.dataset import FORMAT, INTERACTIONS, ITEMS, Dataset, read_manifest
-from vlm2rec.data.pictures.store import FITS, Fit
+from vlm2rec.data.pictures.fitting import FITS, Fit
 from vlm2rec.data.preparing.making import Making, Progress
 from vlm2rec.data.preparing.origin import origin
 from vlm2rec.data.preparing.stock import NO_PICTURE, fault_of
@@ -58,7 +58,7 @@ def prepare(
         k_core: every user and every item keeps at least so many events; 0 or 1 asks nothing more of them than that
             a user has three events (and, at 1, an item one).
         picture_size: pixels of a square's side, or of the longer side under `aspect`.
-        picture_fit: `squash`, `letterbox` or `aspect`; see `vlm2rec.data.pictures.store.fit_picture`.
+        picture_fit: `squash`, `letterbox` or `aspect`; see `vlm2rec.data.pictures.fitting.fit_picture`.
         drop_placeholders: whether a picture that only says that there is none counts as none.
         min_rating: events rated lower do not count; None: all do.
         users: how many users are drawn, of those with an event that counts, before items are looked at; None: all.

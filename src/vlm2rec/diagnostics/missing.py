@@ -14,7 +14,7 @@ import polars as pl
 
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Catalogue
-from vlm2rec.data.pictures.store import Pixels
+from vlm2rec.data.pictures.fitting import Pixels
 from vlm2rec.data.splits import Split
 from vlm2rec.diagnostics.dropout import counts_of
 from vlm2rec.diagnostics.space import Space, listing

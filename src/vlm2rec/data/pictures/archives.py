@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
-from vlm2rec.data.pictures.names import all_inside, among, candidates, endings_of, inside, text
+from vlm2rec.data.pictures.names import Named, candidates, endings_of, inside, text
 from vlm2rec.errors import InputError
 
 THREADS = min(os.cpu_count() or 1, 16)
@@ -24,12 +23,13 @@ LARGEST = 1 << 26
 """Bytes that a picture's file may have; a larger one counts as broken. What an archive unpacks is held in memory."""
 
 
-class _Archive:
-    """The files of an archive by full path, by path inside its only top folder, or by base name if no other has it."""
+class _Archive(Named):
+    """The files of an archive."""
 
     threads = THREADS
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self._path = path
         try:
             self._file = os.open(path, os.O_RDONLY)
@@ -49,33 +49,19 @@ class _Archive:
         self._described = np.frombuffer(numbers, np.int64).reshape(len(names), -1) if names else np.empty((0, 1), int)
         self._endings = endings_of(text(names))
         self._rows = dict(zip(names, range(len(names)), strict=True))
-        tops = {name.partition("/")[0] for name in names} if all("/" in name for name in names) else set()
-        self._top = f"{tops.pop()}/" if len(tops) == 1 else ""
-        self._bases: dict[str, int | None] = {}
-        for name, row in self._rows.items():
-            base = name.rpartition("/")[2]
-            if base != name:
-                self._bases[base] = None if base in self._bases else row
-
-    def has(self, names: pl.Series) -> NDArray[np.bool_]:
-        files = text(list(self._rows))
-        bases = text([base for base, row in self._bases.items() if row is not None])
-        return among(all_inside(names), pl.concat([files, files.str.strip_prefix(self._top), bases]))
 
     def read(self, name: str) -> bytes | None:
-        row = self._row(name)
+        rows = map(self._rows.get, candidates(name, self._endings))
+        row = next((row for row in rows if row is not None), None)
+        if row is None and (file := self._not_beside(name)) is not None:
+            row = self._rows[file]
         return None if row is None else self._content(*self._described[row].tolist())
 
-    def _row(self, name: str) -> int | None:
-        for candidate in candidates(name, self._endings):
-            for row in (
-                self._rows.get(candidate),
-                self._rows.get(self._top + candidate),
-                self._bases.get(candidate),
-            ):
-                if row is not None:
-                    return row
-        return None
+    def _beside(self, names: pl.Series) -> pl.Series:
+        return self._all()
+
+    def _all(self) -> pl.Series:
+        return text(list(self._rows))
 
     def _part(self, offset: int, size: int) -> bytes:
         """Bytes of the archive, fewer where it ends; no seeking, so that threads do not wait for each other."""

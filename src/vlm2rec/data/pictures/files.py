@@ -6,9 +6,10 @@ An archive is never unpacked. What it holds is listed once, and a picture is rea
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm2rec.data.pictures.archives import LARGEST, THREADS, Tar, Zip
-from vlm2rec.data.pictures.names import ENDINGS, all_inside, among, candidates, endings_of, text
+from vlm2rec.data.pictures.names import ENDINGS, Named, candidates, endings_of, text
 from vlm2rec.errors import InputError
 
 Draw = Callable[[str], Image.Image]
@@ -32,8 +33,14 @@ class Album(Protocol):
 
     A name is a path with "/" between its parts, as the items table has it. Upper and lower case differ. A name without
     a picture's ending is also that of the file with an ending (`B0001` of `B0001.jpg`; of several endings the first in
-    `ENDINGS`). No name leads out of the folder or the archive.
+    `ENDINGS`). A name that is no path may be one inside the only folder that holds all pictures, or the base name of
+    files of one folder. No name leads out of the folder or the archive.
     """
+
+    @property
+    def ambiguous(self) -> Mapping[str, Sequence[str]]:
+        """Names, of those asked for, that files of several folders have -> those files; they count as missing."""
+        ...
 
     @property
     def threads(self) -> int:
@@ -77,6 +84,7 @@ def open_pictures(pictures: Path | Draw | None) -> Album:
 
 class _Nothing:
     threads = 1
+    ambiguous: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def has(self, names: pl.Series) -> NDArray[np.bool_]:
         return np.zeros(len(names), bool)
@@ -87,6 +95,7 @@ class _Nothing:
 
 class _Drawn:
     threads = 1  # whoever wrote the function need not think of threads
+    ambiguous: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def __init__(self, draw: Draw) -> None:
         self._draw = draw
@@ -98,26 +107,20 @@ class _Drawn:
         return self._draw(name)
 
 
-class _Folder:
+class _Folder(Named):
     threads = THREADS
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self._folder = folder
         self._listed: set[str] = set()
         self._endings: Sequence[str] = ()  # that files in the folders listed so far have
-
-    def has(self, names: pl.Series) -> NDArray[np.bool_]:
-        """List the folders that names lead to, each once, which takes a fraction of asking for every file."""
-        plain = all_inside(names)
-        parents = plain.str.replace(r"[^/]*$", "").drop_nulls().unique()
-        listed = [part for parent in parents for part in self._list(parent)]
-        files = pl.concat([pl.Series([], dtype=pl.String), *listed])
-        self._endings = [ending for ending in ENDINGS if ending in {*self._endings, *endings_of(files)}]
-        self._listed.update(parents)
-        return among(plain, files)
+        self._whole: pl.Series | None = None
 
     def read(self, name: str) -> bytes | None:
         path, found = self._find(name)
+        if found is None and (other := self._not_beside(name)) is not None:
+            path, found = self._find(other)
         if found is None or found.st_size > LARGEST:
             return None
         try:
@@ -139,11 +142,42 @@ class _Folder:
                 return path, found
         return path, None
 
+    def _beside(self, names: pl.Series) -> pl.Series:
+        """List the folders that names lead to, each once, which takes a fraction of asking for every file."""
+        parents = names.str.replace(r"[^/]*$", "").drop_nulls().unique()
+        listed = [part for parent in parents for part in self._list(parent)]
+        files = pl.concat([pl.Series([], dtype=pl.String), *listed])
+        self._endings = [ending for ending in ENDINGS if ending in {*self._endings, *endings_of(files)}]
+        self._listed.update(parents)
+        return files
+
+    def _all(self) -> pl.Series:
+        if self._whole is None:
+            seen: set[tuple[int, int]] = set()
+            parts = [part for folder in self._folders("", seen) for part in self._list(folder)]
+            self._whole = pl.concat([pl.Series([], dtype=pl.String), *parts])
+        return self._whole
+
+    def _folders(self, parent: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+        """This folder and all in it that are not hidden; links are followed, and no folder is named twice."""
+        try:
+            own = os.stat(self._folder / parent)  # noqa: PTH116
+            if (own.st_dev, own.st_ino) in seen:
+                return
+            seen.add((own.st_dev, own.st_ino))
+            with os.scandir(self._folder / parent) as entries:
+                inner = sorted(entry.name for entry in entries if entry.name[0] != "." and _is(entry.is_dir))
+        except OSError:  # not there, or it may not be listed, which `_list` says
+            inner = []
+        yield parent
+        for name in inner:
+            yield from self._folders(f"{parent}{name}/", seen)
+
     def _list(self, parent: str) -> Iterator[pl.Series]:
         """The files in a folder as paths, some at a time: ten million names are too many for Python's lists."""
         try:
             with os.scandir(self._folder / parent) as entries:
-                files = (f"{parent}{entry.name}" for entry in entries if _is_file(entry))
+                files = (f"{parent}{entry.name}" for entry in entries if _is(entry.is_file))
                 while part := list(islice(files, _AT_ONCE)):
                     yield text(part)
         except OSError as error:
@@ -154,8 +188,8 @@ class _Folder:
             ) from None
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
+def _is(kind: Callable[[], bool]) -> bool:
     try:
-        return entry.is_file()
+        return kind()
     except OSError:  # a link that leads to itself
         return False

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm2rec.data.pictures.archives import THREADS
-from vlm2rec.data.pictures.store import Pixels
+from vlm2rec.data.pictures.fitting import Pixels
 
 SIDE = 16
 """Pixels of a side of a small copy."""

@@ -9,8 +9,8 @@ import polars as pl
 from PIL import Image
 
 from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.pictures.fitting import Pixels
 from vlm2rec.data.pictures.lookalikes import ALIKE, DISTANCE, MANY, PLAIN, SAME, TINY, LookAlikes
-from vlm2rec.data.pictures.store import Pixels
 from vlm2rec.errors import InputError
 
 SHOWN = 200

@@ -15,25 +15,21 @@ from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import Literal, Self, overload
+from typing import Self, overload
 from zlib import crc32
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vlm2rec.data.pictures.ahead import ReadAhead
 from vlm2rec.data.pictures.files import Album, Draw, open_pictures
+from vlm2rec.data.pictures.fitting import Fit, Pixels, as_rgb, fit_picture
 from vlm2rec.errors import InputError
 
-Fit = Literal["squash", "letterbox", "aspect"]
-FITS: tuple[Fit, ...] = ("squash", "letterbox", "aspect")
 PACK = "pictures.bin"
 INDEX = "pictures.parquet"
-
-_WHITE = (255, 255, 255)
-_MAX_RATIO = 8  # of the sides under `aspect`: no backbone can read a line one pixel high
 
 _SCHEMA = {
     "offset": pl.Int64,
@@ -47,7 +43,6 @@ _SCHEMA = {
 _COPIED = 1 << 24  # bytes at a time
 _OPENING = Lock()
 
-Pixels = NDArray[np.uint8]
 Rows = Sequence[int] | NDArray[np.integer]
 
 
@@ -143,45 +138,6 @@ def read_index(folder: Path, columns: Sequence[str] = tuple(_SCHEMA)) -> pl.Data
         raise InputError(f"{folder / INDEX}: missing or unreadable; prepare the data set again") from None
 
 
-def fit_picture(image: Image.Image, size: int, fit: Fit) -> Pixels:
-    """Orient, flatten and resize one picture to `(H, W, 3)` uint8.
-
-    `squash` fills a square and forgets the shape, `letterbox` keeps it on a white square, `aspect` keeps it and
-    makes the longer side `size` (beyond 8:1 it squashes). Transparent parts become white, the usual paper of
-    product pictures. Of a moving picture the first frame counts.
-    """
-    if image.format == "JPEG":
-        image.draft(None, (2 * size, 2 * size))  # a big photograph is decoded small already, still twice what is kept
-    image = _rgb(ImageOps.exif_transpose(image))
-    width, height = image.size
-    if fit == "squash":
-        return np.asarray(_resize(image, size, size))
-    scale = size / max(width, height)
-    shortest = 1 if fit == "letterbox" else -(-size // _MAX_RATIO)
-    inner = _resize(image, max(shortest, round(width * scale)), max(shortest, round(height * scale)))
-    if fit == "aspect":
-        return np.asarray(inner)
-    square = Image.new("RGB", (size, size), _WHITE)
-    square.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
-    return np.asarray(square)
-
-
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip to white
-        grey = np.asarray(image).astype(np.int64)
-        return Image.fromarray((grey >> 8 if grey.max() > 255 else grey).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    paper = Image.new("RGB", image.size, _WHITE)
-    paper.paste(image, mask=image.getchannel("A"))
-    return paper
-
-
 @dataclass(frozen=True)
 class Decoded:
     """One picture, ready to pack.
@@ -200,7 +156,7 @@ class Decoded:
 def _decode(album: Album, name: str, size: int, fit: Fit) -> Decoded | None:
     content = album.read(name)
     if isinstance(content, Image.Image):
-        drawn = repr(content.size).encode() + np.ascontiguousarray(_rgb(content)).tobytes()
+        drawn = repr(content.size).encode() + np.ascontiguousarray(as_rgb(content)).tobytes()
         return Decoded(fit_picture(content, size, fit), _digest(drawn), (content.height, content.width))
     if content is None:
         return None

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vlm2rec.data.preparing.losses import LOW_RATING, NO_RATING
 from vlm2rec.data.preparing.tables import need, texts_of
 from vlm2rec.data.preparing.times import EXACT, Clock, Times
 from vlm2rec.data.sources import LINE, RawData
@@ -44,6 +45,7 @@ class Log:
         time_unit: s, ms, us, ns, or None where nobody can say.
         others: what else the rows hold.
         left_out: rows that were read but do not count, by reason.
+        unrated: the same reasons -> ids of the users and of the items that such rows have.
     """
 
     user_ids: pl.Series
@@ -54,6 +56,7 @@ class Log:
     time_unit: str | None
     others: "Spill"
     left_out: dict[str, int]
+    unrated: dict[str, tuple[pl.Series, pl.Series]]
 
 
 def read_log(
@@ -79,6 +82,7 @@ def read_log(
     users, items, others = Numbering(), Numbering(), Spill(scratch)
     parts: list[tuple[Ints, Ints, Times]] = []
     left_out: dict[str, int] = {}
+    unrated: dict[str, tuple[Numbering, Numbering]] = {}
     read = 0
     with ThreadPoolExecutor(2) as pool:
         for table in _chunks(raw.interactions):
@@ -89,10 +93,14 @@ def read_log(
             if min_rating is not None:
                 rating = _rated(good, where)
                 for reason, out in (
-                    ("no rating", rating.is_null()),
-                    ("rated too low", (rating < min_rating).fill_null(False)),
+                    (NO_RATING, rating.is_null()),
+                    (LOW_RATING, (rating < min_rating).fill_null(False)),
                 ):
                     left_out[reason] = left_out.get(reason, 0) + int(out.sum())
+                    for ids, column in zip(
+                        unrated.setdefault(reason, (Numbering(), Numbering())), ("user_id", "item_id"), strict=True
+                    ):
+                        ids.numbers(good[column].filter(out))
                 good = good.filter((rating >= min_rating).fill_null(False))
             # Both columns at once: most of the time goes into looking up ids, and neither waits for the other.
             both = pool.map(lambda each: each[0].numbers(each[1]), [(users, good["user_id"]), (items, good["item_id"])])
@@ -100,12 +108,14 @@ def read_log(
             others.add(good.drop(*_CORE, LINE, strict=False), where)
             progress(read)
     if not read:
+        raw.broken.refuse_many(bad_lines)  # there are lines, and none of them can be read
         raise InputError(f"{where}: has no rows; add some")
     users_, items_, times = zip(*parts, strict=True)
     if len({part.dtype for part in times}) > 1 and any((np.abs(part) > EXACT).any() for part in times):
         raise InputError(f"{where}: times are fractional here and too large for that there; give whole numbers")
     user, item, time = (np.concatenate(column) for column in (users_, items_, times))
-    return Log(users.ids(), items.ids(), user, item, time, clock.unit_of(time), others, left_out)
+    gone = {reason: (of_users.ids(), of_items.ids()) for reason, (of_users, of_items) in unrated.items()}
+    return Log(users.ids(), items.ids(), user, item, time, clock.unit_of(time), others, left_out, gone)
 
 
 def _chunks(tables: pl.DataFrame | Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -14,12 +14,26 @@ from vlm2rec.data.dataset import BROKEN
 from vlm2rec.data.fetching.journal import stem_of
 from vlm2rec.data.pictures import store
 from vlm2rec.data.pictures.files import Album, open_pictures
-from vlm2rec.data.preparing.draft import Draft, under
+from vlm2rec.data.pictures.names import all_inside
+from vlm2rec.data.preparing.draft import Draft, first_users, under
 from vlm2rec.data.preparing.kcore import MIN_EVENTS, Mask, copies, core
 from vlm2rec.data.preparing.log import Log, read_log
+from vlm2rec.data.preparing.losses import (
+    COPY,
+    EXAMPLES,
+    LOW_RATING,
+    NO_RATING,
+    NOT_DRAWN,
+    RAW,
+    UNLISTED,
+    UNREADABLE,
+    Loss,
+    lines,
+    plain,
+)
 from vlm2rec.data.preparing.origin import stamp
+from vlm2rec.data.preparing.stock import AMBIGUOUS, MISSING, NOT_FETCHED, PLACEHOLDER, Stock
 from vlm2rec.data.preparing.stock import BROKEN as BROKEN_PICTURE
-from vlm2rec.data.preparing.stock import MISSING, NOT_FETCHED, PLACEHOLDER, Stock
 from vlm2rec.data.preparing.tables import clean_items, texts_of
 from vlm2rec.data.preparing.writing import write_directory
 from vlm2rec.data.sampling import sample_users
@@ -57,11 +71,11 @@ class Making:
             lambda rows: self.progress("events read", rows, None),
         )
         self.raw.broken.refuse_many(self.bad_lines)
-        aside, reasons = self._aside(log)
+        aside, before = self._aside(log)
         user = np.where(aside, np.int32(-1), log.user) if aside.any() else log.user
         alone = self._alone(log, user)
         album = open_pictures(self.raw.pictures)
-        draft = Draft.of(self.raw, self.options, log, user, self._stock(log, alone, album), alone)
+        draft = Draft.of(self.raw, self.options, log, before, user, self._stock(log, alone, album), alone)
         self.raw.broken.refuse_many(self.bad_lines)
         if self.fetching is not None:
             self._fetch(draft, self.fetching)
@@ -72,24 +86,29 @@ class Making:
         bare = self._pack(folder, album, draft.stock, rows)
         kept = draft.cut()
         store.keep(folder, np.flatnonzero(kept.items[rows]), bare)
-        reasons["item not in the catalogue"] = draft.unlisted_events
+        dropped = draft.dropped(kept)
+        losses = plain(draft.losses(kept, dropped))
         write_directory(
             folder,
             self.raw.name,
             draft.stock.items.filter(pl.Series(kept.items)),
             draft.events(kept),
-            draft.dropped(kept),
+            dropped,
             {name: self.options[name] for name in ("picture_size", "picture_fit")},
             {
-                "raw": draft.raw_counts(),
-                "left_out": {why: n for why, n in reasons.items() if n},
+                "raw": {name: losses[unit]["raw"] for name, unit in RAW.items()},
+                "losses": losses,
+                "left_out": _left_out(losses),
                 "broken": self._say_broken(folder),
                 "time_unit": log.time_unit,
                 "options": self.options,
                 "made_from": {**made_from, "pictures": stamp(self.raw)},
+                **({} if self.raw.shop is None else {"shop": dict(self.raw.shop)}),
             },
             lambda done, total: self.progress("events written", done, total),
         )
+        self._say_losses(draft, losses)
+        self._say_ambiguous(album, draft.stock)
         shutil.rmtree(scratch)
 
     def _check_pictures(self) -> None:
@@ -108,17 +127,26 @@ class Making:
                 " --require title"
             )
 
-    def _aside(self, log: Log) -> tuple[Mask, dict[str, int]]:
-        """Events that do not count `(n_events,)`, and how many do not, by reason."""
-        aside, reasons = np.zeros(len(log.user), bool), dict(log.left_out)
+    def _aside(self, log: Log) -> tuple[Mask, list[Loss]]:
+        """Events that do not count `(n_events,)`, and all that are lost before items are looked at."""
+        aside, lost = np.zeros(len(log.user), bool), [self._unreadable()]
+        for reason, count in log.left_out.items():
+            lost.append(Loss(reason, count, {"user_id": log.unrated[reason][0].head(EXAMPLES).to_list()}))
         if self.raw.copies:
             aside = copies(log.user, log.item, log.time)
-            reasons["copy of an earlier event"] = int(aside.sum())
+            lost.append(_loss(COPY, aside, log))
         if self.options["users"] is not None:
             drawn = np.zeros(len(log.user_ids), bool)
             drawn[sample_users(len(drawn), self.options["users"], self.options["seed"], "prepare")] = True
-            aside |= ~drawn[log.user]
-        return aside, reasons
+            others = ~drawn[log.user] & ~aside
+            lost.append(_loss(NOT_DRAWN, others, log))
+            aside |= others
+        return aside, lost
+
+    def _unreadable(self) -> Loss:
+        """Lines of the log that cannot be read."""
+        found = self.raw.broken.table().filter(pl.col("file") == self.raw.interactions_from)
+        return Loss(UNREADABLE, found.height, {"line": found["line"].head(EXAMPLES).to_list()})
 
     def _alone(self, log: Log, user: NDArray[np.int32]) -> Mask:
         """Items `(n items of the log,)` that survive the k-core of the log by itself, which others may have counted.
@@ -161,7 +189,8 @@ class Making:
             fetched = pl.Series(~there & album.has(named["stem"]))
             items = items.with_columns(named.select(image=pl.when(fetched).then("stem").otherwise("image")))
             there |= fetched.to_numpy()
-        return Stock.of(items, require, there)
+        ambiguous = all_inside(items["image"]).is_in(pl.Series(list(album.ambiguous), dtype=pl.String).implode())
+        return Stock.of(items, require, there, ambiguous.fill_null(False).to_numpy())
 
     def _with_ids(self, items: pl.DataFrame) -> pl.DataFrame:
         """The rows that have an id; the others are listed."""
@@ -187,7 +216,7 @@ class Making:
             raise InputError(f"{self.raw.items_from}: names no addresses of pictures; leave --download-images out")
         if place.is_file():
             raise InputError(f"{place}: pictures can only be fetched into a folder; unpack it, or leave the option out")
-        wanted = (stock.lost == MISSING).fill_null(False)
+        wanted = stock.lost.is_in([MISSING, AMBIGUOUS]).fill_null(False)
         hoped = Stock(stock.items, stock.require, stock.lost.set(wanted, None))
         rows = np.flatnonzero(draft.core(hoped.usable).items & wanted.to_numpy())
         table = stock.items[rows].select(name="item_id", url="url")
@@ -233,3 +262,33 @@ class Making:
                 f" {own['line'][0]:,} ({own['reason'][0]}); {BROKEN} lists them"
             )
         return counts
+
+    def _say_losses(self, draft: Draft, losses: dict[str, dict[str, Any]]) -> None:
+        """One line for each reason why anything was lost; lines that cannot be read have been said."""
+        other_form = draft.other_form()
+        if other_form is not None:
+            self.notice(f"warning: {other_form}")
+        for line in lines(losses, said=(UNREADABLE,)):
+            self.notice(line)
+
+    def _say_ambiguous(self, album: Album, stock: Stock) -> None:
+        name, files = next(iter(album.ambiguous.items()), ("", ()))
+        lost = int((stock.lost == AMBIGUOUS).sum())
+        if lost and files:
+            self.notice(
+                f"{self.raw.pictures}: {lost:,} items name their picture by a name that files of several folders have"
+                f" and count as without one: {len(files):,} files are called {name} ({files[0]}, {files[1]}); give"
+                " their paths in column image"
+            )
+
+
+def _loss(reason: str, mask: Mask, log: Log) -> Loss:
+    """Events of a mask `(n_events,)`, with users of the first ones as examples."""
+    count = int(mask.sum())
+    return Loss(reason, count, {"user_id": first_users(log, np.flatnonzero(mask)) if count else []})
+
+
+def _left_out(losses: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Events that are left out before the k-core and for no fault of the item's own, by reason."""
+    early = (NO_RATING, LOW_RATING, COPY, UNLISTED)
+    return {loss["reason"]: loss["count"] for loss in losses["events"]["lost"] if loss["reason"] in early}

@@ -12,10 +12,11 @@ Mask = NDArray[np.bool_]
 
 NO_PICTURE = "no picture"
 MISSING = "picture missing"
+AMBIGUOUS = "picture ambiguous"
 BROKEN = "picture broken"
 PLACEHOLDER = "picture is a placeholder"
 NOT_FETCHED = "picture not fetched"
-"""Reasons; the last is followed by why."""
+"""Reasons; the last is followed by why. Ambiguous is a name that files of several folders have."""
 
 Fault = Literal["missing", "broken", "placeholders"]
 _NO_TITLE = "no title"
@@ -24,7 +25,7 @@ _NO_TITLE = "no title"
 def fault_of(reason: str) -> Fault | None:
     """What is wrong with the picture of an item that is listed for this reason; None where it is something else."""
     lost = reason.removeprefix(f"{_NO_TITLE}, ")
-    if lost in (NO_PICTURE, MISSING) or lost.startswith(NOT_FETCHED):
+    if lost in (NO_PICTURE, MISSING, AMBIGUOUS) or lost.startswith(NOT_FETCHED):
         return "missing"
     return "broken" if lost == BROKEN else "placeholders" if lost == PLACEHOLDER else None
 
@@ -44,13 +45,15 @@ class Stock:
     lost: pl.Series
 
     @classmethod
-    def of(cls, items: pl.DataFrame, require: Sequence[str], there: Mask) -> "Stock":
-        """Items whose pictures are there or not, `(n_items,)`."""
+    def of(cls, items: pl.DataFrame, require: Sequence[str], there: Mask, ambiguous: Mask) -> "Stock":
+        """Items whose pictures are there or not, and whose picture may be any of several, all `(n_items,)`."""
         named = items["image"] != ""
         if "url" in items.columns:  # the image is the item's id then, whether there is a picture in the world or not
             named = items["url"].fill_null("") != ""
-        why = pl.when("there").then(None).when("named").then(pl.lit(MISSING)).otherwise(pl.lit(NO_PICTURE))
-        lost = pl.DataFrame({"there": there, "named": named}).select(lost=why.cast(pl.String)).to_series()
+        doubtful = pl.when("there").then(None).when("ambiguous").then(pl.lit(AMBIGUOUS))
+        why = doubtful.when("named").then(pl.lit(MISSING)).otherwise(pl.lit(NO_PICTURE))
+        known = pl.DataFrame({"there": there, "named": named, "ambiguous": ambiguous})
+        lost = known.select(lost=why.cast(pl.String)).to_series()
         return cls(items, require, lost)
 
     def lose(self, rows: NDArray[np.integer], why: str | Sequence[str] | pl.Series) -> None:

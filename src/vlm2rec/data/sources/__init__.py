@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Protocol
 import polars as pl
 
 from vlm2rec.data.sources.broken import Broken
+from vlm2rec.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-LINE = "line"
-"""Column of a table that says which line of its file a row comes from, counted from 1; without it, rows are counted."""
+LINE = "\0line"
+"""Column of a table that says which line of its file a row comes from, counted from 1; without it, rows are counted.
+
+No column of a file has a NUL in its name (`check_names`), so names that begin with one are ours.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class RawData:
         columns: our name -> the name that a column has in the files, where the user says so.
         time_format: how times are written where they are text, for `strptime`; None: numbers, or as ISO 8601 has it.
         time_unit: s, ms, us or ns, where times are numbers; None: seen from their size.
+        shop: the parameters of the demo's shop, for the manifest; None: it is no such data.
     """
 
     name: str
@@ -58,6 +63,14 @@ class RawData:
     columns: Mapping[str, str] = field(default_factory=dict)
     time_format: str | None = None
     time_unit: str | None = None
+    shop: Mapping[str, float] | None = None
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Raise InputError where a column's name holds a NUL; `where` is what the table is called."""
+    odd = next((name for name in names if "\0" in name), None)
+    if odd is not None:
+        raise InputError(f"{where}: has a column {odd!r}, whose name holds a NUL; rename it")
 
 
 class Source(Protocol):

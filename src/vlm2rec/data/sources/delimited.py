@@ -53,13 +53,13 @@ def read_plain(
         size: bytes of a block.
 
     Yields:
-        Tables of text, in the order of `only`, with `line`, counted from 1. At least one, which may be empty.
+        Tables of text, in the order of `only`, with `LINE`, counted from 1. At least one, which may be empty.
 
     Raises:
         InputError: the file cannot be opened or unpacked, or has a line without end.
     """
     wanted = [*(columns if only is None else only), LINE]
-    yield empty(columns).select(wanted)
+    yield empty(columns)[wanted]
     for number, block in blocks(path, size):
         if header and number == 1:
             end = block.find(b"\n") + 1 or len(block)
@@ -123,7 +123,7 @@ class Rows:
         self._faults.setdefault(why, []).extend(new.tolist())
 
     def table(self, columns: Sequence[str], broken: Broken, file: str) -> pl.DataFrame:
-        """The rows that have a field a column, all text, with `line`; the others are listed in `broken`."""
+        """The rows that have a field a column, all text, with `LINE`; the others are listed in `broken`."""
         self._fault_undecodable()
         width = len(columns)
         self.fault(np.flatnonzero((self.fields > 0) & (self.fields != width)), f"does not have {width} fields")

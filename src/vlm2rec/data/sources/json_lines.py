@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from vlm2rec.data.sources import LINE
+from vlm2rec.data.sources import LINE, check_names
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.data.sources.opening import blocks
 from vlm2rec.errors import InputError
@@ -20,7 +20,10 @@ from vlm2rec.errors import InputError
 ROWS = 1 << 18
 """Rows of a table."""
 _FIELDS = 1000  # different fields a table may have
+_HOPELESS = 100_000  # broken lines, without one that can be read, after which nobody reads on
 _EXCERPT = 480  # bytes of a broken line that are looked at; characters have up to four
+
+_PACKED = (b"\x1f\x8b", b"PK\3\4", b"PAR1", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 Parse = Callable[[str], Any]
 """What a line holds; raises ValueError that says in a few words what is wrong with it."""
@@ -30,16 +33,19 @@ class _Number(str):
     """A number as it is written."""
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(name)  # NaN, Infinity: Python's parser takes them, JSON has none
+def _none(_: str) -> None:
+    """NaN, Infinity and -Infinity, which JSON has not and Python writes: null, so that they spoil no line."""
 
 
-_FLAT = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse)
-_NESTED = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_refuse)
+_FLAT = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_none)
+_NESTED = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_none)
 
 
 def parse_json(text: str, decoder: json.JSONDecoder = _FLAT) -> Any:
-    """A line of JSON, numbers as text as they are written; of a field that is there twice, the last counts."""
+    """A line of JSON, numbers as text as they are written; of a field that is there twice, the last counts.
+
+    NaN and the infinities are null.
+    """
     text = text.strip(" \t\r\n")
     try:
         value, end = decoder.raw_decode(text)
@@ -57,10 +63,15 @@ def read_records(
 ) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """Number, bytes and content of every line that holds an object; blank lines and those not `wanted` are skipped.
 
-    All lines are counted in `broken`, those that cannot be read are listed there. Raises InputError as `blocks` does.
+    All lines are counted in `broken`, those that cannot be read are listed there.
+
+    Raises:
+        InputError: as `blocks` does, or (where all lines are wanted) none of the lines can be read.
     """
-    file = str(path)
+    file, read, listed = str(path), False, 0
     for first, block in blocks(path):
+        if listed > _HOPELESS and not read:
+            break  # another kind of file: no need to list all of it
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
@@ -78,9 +89,13 @@ def read_records(
                     add_broken(broken, path, number, str(error), line)
                 continue
             if type(record) is dict:
+                read = True
                 yield number, line, record
             else:
                 add_broken(broken, path, number, "no object", line)
+        listed = len(broken)
+    if wanted is None and not read:
+        _refuse_all(path, broken)
 
 
 def read_json_lines(
@@ -91,7 +106,7 @@ def read_json_lines(
     flat: Collection[str] = (),
     parse: Parse = parse_json,
 ) -> Iterator[pl.DataFrame]:
-    """Tables (one at least) of at most `ROWS` rows: these fields as text, and each row's line, from 1, in `line`.
+    """Tables (one at least) of at most `ROWS` rows: these fields as text, and each row's line, from 1, in `LINE`.
 
     Numbers are as they are written, true and false are words, a field that is null or not there is null. A line with
     a list or an object in one of the fields is broken, and one with half of a surrogate pair, which no text can hold.
@@ -105,7 +120,8 @@ def read_json_lines(
         parse: reads a line, where `fields` are given.
 
     Raises:
-        InputError: the file cannot be read, or (all fields) has too many different ones or one called `line`.
+        InputError: the file or all of its lines cannot be read, or (all fields) there are too many different ones or
+            one with a NUL in its name.
     """
     if fields is None:
         fields, parse = _fields(path), _parse_nested
@@ -161,6 +177,33 @@ def add_broken(broken: Broken, path: Path, number: int, reason: str, line: bytes
     broken.add(str(path), number, reason, line[:_EXCERPT].decode(errors="replace"))
 
 
+def _refuse_all(path: Path, broken: Broken) -> None:
+    """Raise InputError where lines of a file are listed: none of them can be read. Says the likeliest cause."""
+    own = broken.table().filter(pl.col("file") == str(path))
+    if own.height:
+        line, reason, text = own.select("line", "reason", "text").row(0)
+        raise InputError(
+            f"{path}: no line of it can be read; the first is line {line:,}: {reason}: {text!r}; {_likely_cause(path)}"
+        )
+
+
+def _likely_cause(path: Path) -> str:
+    """What a file of which no line can be read is instead, and what to do."""
+    _, block = next(blocks(path, 1 << 16), (1, b""))
+    if block.startswith(_PACKED):
+        return "it is packed or no text: unpack it, or give its name the right ending"
+    if block.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in block[:200]:
+        return "it looks like UTF-16: save it as UTF-8"
+    first = next((line.strip() for line in block.split(b"\n") if line.strip()), b"")
+    if first.startswith(b"["):
+        return "it looks like one JSON array: write one record a line, as jq -c '.[]' does"
+    if first.startswith(b"{") and not first.endswith(b"}"):
+        return "its records seem to go over several lines: write one a line, as jq -c . does"
+    if b"{" not in first and any(mark in first for mark in b",;\t"):
+        return "it looks like CSV: let its name end in .csv, with commas between its fields"
+    return "is it the file that is meant?"
+
+
 def _table(fields: Sequence[str], rows: list[list[str | None]], numbers: list[int]) -> pl.DataFrame:
     columns = zip(*rows, strict=True) if rows else ((),) * len(fields)
     texts = [pl.Series(field, values, dtype=pl.String) for field, values in zip(fields, columns, strict=True)]
@@ -173,8 +216,7 @@ def _fields(path: Path) -> list[str]:
         names.update(dict.fromkeys(record))
         if len(names) > _FIELDS:
             raise InputError(f"{path}: has more than {_FIELDS:,} different fields by line {number:,}; is it a table?")
-    if LINE in names:
-        raise InputError(f"{path}: has a field {LINE}, which is the name for line numbers here; rename it")
+    check_names(names, str(path))
     return list(names)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
+import polars.selectors as cs
 
 from vlm2rec.data.pictures.store import INDEX
-from vlm2rec.data.sources import LINE, RawData
+from vlm2rec.data.sources import LINE, RawData, check_names
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.data.sources.json_lines import read_json_lines
 from vlm2rec.data.sources.quoted import read_quoted
@@ -112,8 +113,6 @@ def check_columns(columns: Mapping[str, str], there: Iterable[str], where: str) 
         near = get_close_matches(ours, _OURS, 1, cutoff=0.8)
         if near and ours not in _OURS:
             raise InputError(f"--columns {ours}={columns[ours]}: {ours} is no name of ours; did you mean {near[0]}?")
-    if LINE in columns:
-        raise InputError(f"--columns {LINE}={columns[LINE]}: {LINE} is the name for line numbers here; take another")
     for ours, theirs in columns.items():
         if theirs not in names:
             near = get_close_matches(theirs, names, 1)
@@ -125,7 +124,8 @@ def renamed(table: pl.DataFrame, columns: Mapping[str, str]) -> pl.DataFrame:
     """The table with our name -> theirs applied, as far as it has the columns; the renamed ones come first."""
     ours = {name: theirs for name, theirs in columns.items() if theirs in table.columns}
     others = [name for name in table.columns if name not in ours and name not in ours.values()]
-    return table.select(*(pl.col(theirs).alias(name) for name, theirs in ours.items()), *others)
+    # By selectors: a name such as "*" or "^a$" would be a pattern of polars.
+    return table.select(*(cs.by_name(theirs).alias(name) for name, theirs in ours.items()), cs.by_name(*others))
 
 
 def pictures_in(folder: Path, *names: str) -> Path:
@@ -152,7 +152,7 @@ def _tables(path: Path, broken: Broken, flat: Sequence[str]) -> Iterator[pl.Data
 def _read_parquet(path: Path) -> pl.DataFrame:
     """A whole Parquet file, rows not numbered: what counts them does so from the first."""
     try:
-        _check_names(path, list(pl.scan_parquet(path, glob=False).collect_schema()))
+        check_names(pl.scan_parquet(path, glob=False).collect_schema(), str(path))
         return pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise _unreadable(path, error) from None
@@ -175,27 +175,19 @@ def _parquet(parts: Sequence[Path], broken: Broken, where: Path) -> Iterator[pl.
     for part in parts:
         try:
             own = pl.scan_parquet(part, glob=False).collect_schema()
-            _check_names(part, list(own))
+            check_names(own, str(part))
             if schema is None:
                 schema = pl.Schema(own)
                 yield pl.DataFrame(schema={**schema, LINE: pl.Int64})
             if dict(own) != dict(schema):
                 raise InputError(f"{part}: its columns differ from those of {parts[0].name}; give all the same")
-            batches = pl.scan_parquet(part, glob=False).select(*schema).collect_batches(chunk_size=CHUNK)
+            batches = pl.scan_parquet(part, glob=False).select(cs.by_name(*schema)).collect_batches(chunk_size=CHUNK)
             for table in batches:
                 broken.count(str(where), table.height)
                 yield table.with_columns(pl.int_range(done + 1, done + 1 + table.height, dtype=pl.Int64).alias(LINE))
                 done += table.height
         except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
             raise _unreadable(part, error) from None
-
-
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    odd = next((name for name in names if name == "*" or (name.startswith("^") and name.endswith("$"))), None)
-    if odd is not None:
-        raise InputError(f"{path}: has a column {odd!r}, which stands for several columns here; rename it")
-    if LINE in names:
-        raise InputError(f"{path}: has a column {LINE}, which is the name for line numbers here; rename it")
 
 
 def _unreadable(path: Path, error: BaseException) -> InputError:

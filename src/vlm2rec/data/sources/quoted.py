@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from vlm2rec.data.sources import LINE
+from vlm2rec.data.sources import check_names
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.data.sources.delimited import CONTROL, NEWLINE, QUOTE, RETURN, Places, Rows, empty
 from vlm2rec.data.sources.opening import BLOCK, LONGEST, blocks
@@ -32,7 +32,7 @@ def read_quoted(path: Path, broken: Broken, separator: str = ",", size: int = BL
     Columns without a name (the row numbers that pandas writes) are left out.
 
     Yields:
-        Tables of text in the order of the header, with `line`: where the row begins, counted from 1. At least one,
+        Tables of text in the order of the header, with `LINE`: where the row begins, counted from 1. At least one,
         which may be empty.
 
     Raises:
@@ -90,8 +90,7 @@ def _header(path: Path, block: bytes, separator: bytes) -> tuple[list[str], int]
     twice = [name for place, name in enumerate(names) if name and name in names[:place]]
     if twice:
         raise InputError(f"{where}: two columns are called {twice[0]!r}; rename one of them")
-    if LINE in names:
-        raise InputError(f"{path}: has a column {LINE}, which is the name for line numbers here; rename it")
+    check_names(names, str(path))
     return names, min(found.end, len(block))
 
 

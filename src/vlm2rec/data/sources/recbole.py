@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 
-from vlm2rec.data.sources import LINE, RawData
+from vlm2rec.data.sources import LINE, RawData, check_names
 from vlm2rec.data.sources.broken import Broken
 from vlm2rec.data.sources.delimited import first_line, read_plain
 from vlm2rec.data.sources.local import TimeUnit, check_columns, pictures_in, renamed
@@ -96,10 +97,10 @@ def _types(path: Path) -> dict[str, str]:
                 f"{path}: its header has {column[:80]!r} between its tabs; there must be NAME:TYPE, TYPE one of"
                 f" {', '.join(_TYPES)}"
             )
-        if name in types or name == LINE:
-            what = "has a column line, which is the name for line numbers here" if name == LINE else "has it twice"
-            raise InputError(f"{path}: its header {what}: {name!r}; rename it")
+        if name in types:
+            raise InputError(f"{path}: its header has it twice: {name!r}; rename it")
         types[name] = kind
+    check_names(types, str(path))
     return types
 
 
@@ -119,16 +120,17 @@ def _tables(path: Path, types: Mapping[str, str], columns: Mapping[str, str], br
 
 def _unquoted(name: str) -> pl.Expr:
     """A field in quotes without them, doubled ones inside it halved."""
-    field = pl.col(name)
+    field = cs.by_name(name).as_expr()
     inner = field.str.slice(1, field.str.len_chars() - 2).str.replace_all('""', '"', literal=True)
     return pl.when(field.str.contains('^"(?:[^"]|"")*"$')).then(inner).otherwise(field).alias(name)
 
 
 def _read(name: str, kind: str) -> pl.Expr:
     """A column of text as its type; null where it is not of it."""
+    text = cs.by_name(name).as_expr()
     if kind == "float":
-        return pl.col(name).str.strip_chars().cast(pl.Float64, strict=False)
-    words = pl.col(name).str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
+        return text.str.strip_chars().cast(pl.Float64, strict=False)
+    words = text.str.split(" ").list.eval(pl.element().filter(pl.element() != ""))
     if kind == "token_seq":
         return words
     numbers = words.list.eval(pl.element().cast(pl.Float64, strict=False))

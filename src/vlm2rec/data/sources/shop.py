@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image
 
+from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.sources import RawData
 from vlm2rec.data.sources.shop_brush import FORMS, PATTERNS, Colour, Look
 from vlm2rec.data.sources.shop_drawing import KINDS, draw
@@ -65,6 +66,7 @@ _SEEN_IN: dict[str, tuple[Half, ...]] = {
     "use": ("both", "title"),
     "kind": ("both", "picture", "title"),
 }
+_NAME = "shop"
 _OPENING_DAY = 1_700_000_000  # seconds; 14 November 2023
 _DAY = 86_400
 
@@ -102,12 +104,13 @@ class ShopWorld:
             return draw(looks[name])
 
         return RawData(
-            name="shop",
+            name=_NAME,
             items=_items(shop),
             interactions=_interactions(shop),
             pictures=picture,
             items_from="shop items",
             interactions_from="shop interactions",
+            shop=asdict(self),
         )
 
 
@@ -184,22 +187,38 @@ def oracle_scores(
     return _utilities(open_shop(world), np.asarray(shoppers, dtype=np.int64), half)
 
 
-def world_of(items: pl.DataFrame) -> ShopWorld:
-    """The world that a (prepared) items table was made from.
+def world_of(dataset: Dataset) -> ShopWorld | None:
+    """The world that a prepared shop was made from; None: the data are no drawn shop.
 
-    Raises:
-        InputError: the table is not a shop's.
+    The manifest tells. A shop that was prepared before it did is known by its name and by its items' column `world`,
+    together; that column alone may be anybody's.
     """
-    if "world" not in items.columns or items.is_empty():
-        raise InputError("items: not the demo's shop, so nobody's tastes are known; make one with data prepare shop")
-    return ShopWorld(**json.loads(items["world"][0]))
+    if "shop" in dataset.manifest:
+        return ShopWorld(**dataset.manifest["shop"])
+    return _world_in(dataset) if dataset.name == _NAME else None
 
 
-def prepared_oracle(items: pl.DataFrame, user_ids: Sequence[str], half: Half = "both") -> npt.NDArray[np.float64]:
-    """`oracle_scores` for a prepared shop: rows as in `user_ids`, columns as in its items table."""
+def is_drawn(dataset: Dataset) -> bool:
+    """Whether (a part of) the items are a drawn shop's, whose columns are the key to its shoppers' tastes."""
+    return world_of(dataset) is not None or (_NAME in dataset.name.split("+") and _world_in(dataset) is not None)
+
+
+def _world_in(dataset: Dataset) -> ShopWorld | None:
+    """The world that a column of the items names, if one does."""
+    column = dataset.items.to_dict().get("world", pl.Series([], dtype=pl.String)).drop_nulls()
+    try:
+        return ShopWorld(**json.loads(column[0])) if column.dtype == pl.String and len(column) else None
+    except (ValueError, TypeError, InputError):  # no JSON, other fields, or values that no shop has
+        return None
+
+
+def prepared_oracle(
+    world: ShopWorld, item_ids: Sequence[str], user_ids: Sequence[str], half: Half = "both"
+) -> npt.NDArray[np.float64]:
+    """`oracle_scores` for a prepared shop: rows as in `user_ids`, columns as in `item_ids`."""
     shoppers = [int(user.removeprefix("shopper-")) for user in user_ids]
-    columns = [int(item.removeprefix("product-")) for item in items["item_id"]]
-    return oracle_scores(world_of(items), shoppers, half)[:, columns]
+    columns = [int(item.removeprefix("product-")) for item in item_ids]
+    return oracle_scores(world, shoppers, half)[:, columns]
 
 
 def _utilities(shop: Shop, shoppers: npt.NDArray[np.int64], half: Half) -> npt.NDArray[np.float64]:

@@ -15,15 +15,15 @@ Clause = tuple[str, str]
 
 _VALUE = 100  # characters kept of a value; a title is kept whole, so that no two become one
 _UNTITLED: tuple[Clause, ...] = (("title", "(no title)"),)
-_NOT_SAID = {"item_id", "image", "asin", "world"}
+_NOT_SAID = {"item_id", "image", "asin"}
 _NOT_SAID_ENDINGS = ("_id", "url")
 
 
-def attribute_columns(items: pl.DataFrame, named: Sequence[str] | None = None) -> list[str]:
+def attribute_columns(items: pl.DataFrame, named: Sequence[str] | None = None, drawn: bool = False) -> list[str]:
     """The columns of an items table that say something of an item: those `named`, or all that hold words or numbers.
 
-    Ids, links, pictures and nested records say nothing. Of a drawn shop (it has a column `world`) only the title is
-    taken: its other columns are the answer key.
+    Ids, links, pictures and nested records say nothing. Of a `drawn` shop only the title is taken: its other columns
+    are the answer key.
 
     Raises:
         InputError: a named column is not there.
@@ -36,7 +36,7 @@ def attribute_columns(items: pl.DataFrame, named: Sequence[str] | None = None) -
                 f" known: {', '.join(items.columns)}"
             )
         return list(named)
-    if "world" in items.columns:
+    if drawn:
         return ["title"]
     return [
         column
@@ -52,7 +52,7 @@ def item_clauses(dataset: Dataset, columns: Sequence[str]) -> list[tuple[Clause,
         InputError: fewer than two items differ in what is said of them.
     """
     clauses = []
-    for row in dataset.items.select(columns).iter_rows():
+    for row in dataset.items[list(columns)].iter_rows():
         said = [(name, _words(value)) for name, value in zip(columns, row, strict=True)]
         cut = [(name.replace("_", " "), words if name == "title" else words[:_VALUE]) for name, words in said if words]
         clauses.append(tuple(cut) or _UNTITLED)

@@ -15,6 +15,7 @@ from vlm2rec.backbones.load import Backbone, mean_over, towers
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLMEmb as Settings
+from vlm2rec.data.sources.shop import is_drawn
 from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
@@ -52,7 +53,8 @@ class LLMEmb(ItemEmbedder):
     @cached_property
     def columns(self) -> list[str]:
         """The attributes that are read."""
-        return attribute_columns(self.split.dataset.items, self.settings.attributes)
+        dataset = self.split.dataset
+        return attribute_columns(dataset.items, self.settings.attributes, is_drawn(dataset))
 
     @cached_property
     def items(self) -> list[tuple[Clause, ...]]:

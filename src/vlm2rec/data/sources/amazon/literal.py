@@ -1,12 +1,27 @@
 """Lines that are Python literals, as the Amazon release of 2014 has them; read as data, never run."""
 
 import ast
+import re
 import warnings
 from typing import Any
 
 from vlm2rec.data.sources.json_lines import parse_json
 
 _LONGEST = 1 << 20  # characters; the parser may take 500 times that in memory, a real line has some thousand
+
+
+_NAMED = re.compile(r"[:\[,(]\s*-?\s*(?:nan|inf)\b")
+
+
+class _Nothing(ast.NodeTransformer):
+    """Puts None where Python writes nan, inf or -inf, which are no literals."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(None) if node.id in ("nan", "inf") else node
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        named = isinstance(node.operand, ast.Name) and node.operand.id == "inf"
+        return ast.Constant(None) if named and isinstance(node.op, ast.USub) else node
 
 
 def parse_literal(text: str) -> Any:
@@ -16,7 +31,9 @@ def parse_literal(text: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a backslash too many
-            return ast.literal_eval(text.strip())
+            if not _NAMED.search(text):
+                return ast.literal_eval(text.strip())
+            return ast.literal_eval(_Nothing().visit(ast.parse(text.strip(), mode="eval")))
     except (RecursionError, MemoryError):  # the second is how the parser says that its stack is full
         raise ValueError("nested too deeply") from None
     except (ValueError, SyntaxError, TypeError):
