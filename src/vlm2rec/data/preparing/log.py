@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from vlm2rec.data.preparing.spelling import one_spelling
 from vlm2rec.data.preparing.tables import need, texts_of
 from vlm2rec.data.preparing.times import EXACT, Clock, Times
 from vlm2rec.data.sources import LINE, RawData
@@ -44,6 +45,7 @@ class Log:
         time_unit: s, ms, us, ns, or None where nobody can say.
         others: what else the rows hold.
         left_out: rows that were read but do not count, by reason.
+        said: a line for whatever was converted or is questioned.
     """
 
     user_ids: pl.Series
@@ -54,6 +56,7 @@ class Log:
     time_unit: str | None
     others: "Spill"
     left_out: dict[str, int]
+    said: Sequence[str] = ()
 
 
 def read_log(
@@ -73,7 +76,8 @@ def read_log(
         progress: told how many rows have been read.
 
     Raises:
-        InputError: a column is missing or of no use, columns change on the way, or there are no rows.
+        InputError: a column is missing or of no use, columns change on the way, times do not go together, or there are
+            no rows.
     """
     where, clock = raw.interactions_from, Clock(raw.time_format, raw.time_unit)
     users, items, others = Numbering(), Numbering(), Spill(scratch)
@@ -105,7 +109,18 @@ def read_log(
     if len({part.dtype for part in times}) > 1 and any((np.abs(part) > EXACT).any() for part in times):
         raise InputError(f"{where}: times are fractional here and too large for that there; give whole numbers")
     user, item, time = (np.concatenate(column) for column in (users_, items_, times))
-    return Log(users.ids(), items.ids(), user, item, time, clock.unit_of(time), others, left_out)
+    time, said = clock.settle(time, where)
+    user_ids, user, line = one_spelling(users.ids(), user, None, "a user_id")
+    item_ids, item, other_line = one_spelling(items.ids(), item, _catalogue(raw), "an item_id")
+    said += [f"{where}: {each}" for each in (line, other_line) if each]
+    return Log(user_ids, item_ids, user, item, time, clock.unit_of(time), others, left_out, said)
+
+
+def _catalogue(raw: RawData) -> pl.Series | None:
+    """Ids of the items, where they are known before the log is."""
+    if callable(raw.items) or "item_id" not in raw.items.columns:
+        return None
+    return texts_of(raw.items, "item_id", raw.items_from)
 
 
 def _chunks(tables: pl.DataFrame | Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -116,7 +131,7 @@ def _chunks(tables: pl.DataFrame | Iterable[pl.DataFrame]) -> Iterator[pl.DataFr
 def _good_rows(table: pl.DataFrame, where: str, clock: Clock, broken: Broken, before: int) -> pl.DataFrame:
     """The rows with two ids and a time, ids as text and times as numbers; the others are listed."""
     for column in _CORE:
-        need(table, column, where)
+        need(table, column, where, f"interactions.{column}" if column == "item_id" else column)
     times, bad_time = clock.read(table["timestamp"], where)
     users, items = (texts_of(table, column, where) for column in ("user_id", "item_id"))
     line = table[LINE] if LINE in table.columns else pl.Series(np.arange(before + 1, before + 1 + table.height))
@@ -137,7 +152,9 @@ def _good_rows(table: pl.DataFrame, where: str, clock: Clock, broken: Broken, be
 
 def _rated(table: pl.DataFrame, where: str) -> pl.Series:
     if "rating" not in table.columns:
-        raise InputError(f"{where}: has no column rating for --min-rating; leave the option out or map a column to it")
+        raise InputError(
+            f"{where}: has no column rating for --min-rating; leave the option out, or say --columns rating=NAME"
+        )
     rating, dtype = table["rating"], table.schema["rating"]
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         rating = rating.cast(pl.String).str.strip_chars()

@@ -57,6 +57,8 @@ class Making:
             lambda rows: self.progress("events read", rows, None),
         )
         self.raw.broken.refuse_many(self.bad_lines)
+        for line in log.said:
+            self.notice(line)
         aside, reasons = self._aside(log)
         user = np.where(aside, np.int32(-1), log.user) if aside.any() else log.user
         alone = self._alone(log, user)
@@ -111,9 +113,16 @@ class Making:
     def _aside(self, log: Log) -> tuple[Mask, dict[str, int]]:
         """Events that do not count `(n_events,)`, and how many do not, by reason."""
         aside, reasons = np.zeros(len(log.user), bool), dict(log.left_out)
-        if self.raw.copies:
+        if self.options["duplicates"] == "drop":
             aside = copies(log.user, log.item, log.time)
             reasons["copy of an earlier event"] = int(aside.sum())
+            if aside.any():
+                some = log.user_ids[pl.Series(log.user[aside]).unique(maintain_order=True)[:2]]
+                self.notice(
+                    f"{self.raw.interactions_from}: {int(aside.sum()):,} of {len(aside):,} events are copies of an"
+                    f" earlier one (same user, item and time; users {', '.join(some)}) and are left out;"
+                    " --duplicates keep keeps them"
+                )
         if self.options["users"] is not None:
             drawn = np.zeros(len(log.user_ids), bool)
             drawn[sample_users(len(drawn), self.options["users"], self.options["seed"], "prepare")] = True
