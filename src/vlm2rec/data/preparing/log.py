@@ -120,7 +120,7 @@ def _catalogue(raw: RawData) -> pl.Series | None:
     """Ids of the items, where they are known before the log is."""
     if callable(raw.items) or "item_id" not in raw.items.columns:
         return None
-    return texts_of(raw.items, "item_id", raw.items_from)
+    return texts_of(raw.items, "item_id", raw.items_from, floats=True)
 
 
 def _chunks(tables: pl.DataFrame | Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -133,7 +133,7 @@ def _good_rows(table: pl.DataFrame, where: str, clock: Clock, broken: Broken, be
     for column in _CORE:
         need(table, column, where, f"interactions.{column}" if column == "item_id" else column)
     times, bad_time = clock.read(table["timestamp"], where)
-    users, items = (texts_of(table, column, where) for column in ("user_id", "item_id"))
+    users, items = (texts_of(table, column, where, floats=True) for column in ("user_id", "item_id"))
     line = table[LINE] if LINE in table.columns else pl.Series(np.arange(before + 1, before + 1 + table.height))
     if LINE not in table.columns:
         broken.count(where, table.height)

@@ -100,7 +100,8 @@ class Making:
         if "image" not in self.options["require"] or not isinstance(place, Path) or place.exists():
             return
         named = callable(items) or (
-            "image" in items.columns and (texts_of(items, "image", self.raw.items_from).fill_null("") != "").any()
+            "image" in items.columns
+            and (texts_of(items, "image", self.raw.items_from, floats=True).fill_null("") != "").any()
         )
         if named and self.fetching is None:
             addresses = callable(items) or "url" in items.columns
@@ -177,7 +178,7 @@ class Making:
         where, broken = self.raw.items_from, self.raw.broken
         if "item_id" not in items.columns:
             return items
-        ids = texts_of(items, "item_id", where)
+        ids = texts_of(items, "item_id", where, floats=True)
         empty = ids.is_null() | (ids == "")
         line = pl.Series(np.arange(1, items.height + 1))
         if LINE in items.columns:

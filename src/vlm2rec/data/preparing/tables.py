@@ -60,12 +60,12 @@ def clean_items(items: pl.DataFrame, where: str, require: tuple[str, ...] = ()) 
             items = items.with_columns(pl.lit("").alias(column))
     if "url" in items.columns:
         items = items.with_columns(texts_of(items, "url", where))
-    ids = ids_of(items, "item_id", where)
+    ids = ids_of(items, "item_id", where, floats=True)
     if ids.n_unique() < len(ids):
         twice = ids.filter(ids.is_duplicated())
         raise InputError(f"{where}: item_id {twice[0]!r} is there more than once; keep one row an item")
-    titles = clean_titles(texts_of(items, "title", where)).alias("title")
-    images = texts_of(items, "image", where).fill_null("").str.strip_chars().alias("image")
+    titles = clean_titles(texts_of(items, "title", where, floats=True)).alias("title")
+    images = texts_of(items, "image", where, floats=True).fill_null("").str.strip_chars().alias("image")
     return pl.DataFrame([ids, titles, images]).hstack(items.drop("item_id", "title", "image"))
 
 
@@ -103,13 +103,13 @@ def need(table: pl.DataFrame, column: str, where: str, named: str | None = None)
         raise InputError(f"{where}: has no column {column} (only {', '.join(there) or 'none'}); {help_}")
 
 
-def texts_of(table: pl.DataFrame, column: str, where: str) -> pl.Series:
+def texts_of(table: pl.DataFrame, column: str, where: str, *, floats: bool = False) -> pl.Series:
     """A column as text. Raises InputError where it holds neither text nor whole numbers.
 
-    Whole numbers may be floating-point ones: pandas makes them of a column that has a gap.
+    `floats`: whole numbers may be floating-point ones, which pandas makes of a column that has a gap.
     """
     dtype = table.schema[column]
-    if dtype.is_float():
+    if floats and dtype.is_float():
         numbers = table[column].cast(pl.Float64).fill_nan(None)
         if ((numbers == numbers.round()) & (numbers.abs() <= EXACT)).all():  # what is null does not count
             return numbers.cast(pl.Int64).cast(pl.String)
@@ -118,9 +118,9 @@ def texts_of(table: pl.DataFrame, column: str, where: str) -> pl.Series:
     return table[column].cast(pl.String)
 
 
-def ids_of(table: pl.DataFrame, column: str, where: str) -> pl.Series:
+def ids_of(table: pl.DataFrame, column: str, where: str, *, floats: bool = False) -> pl.Series:
     """A column of ids as text. Raises InputError where one is missing, or they are neither text nor whole numbers."""
-    ids = texts_of(table, column, where)
+    ids = texts_of(table, column, where, floats=floats)
     empty = ids.is_null() | (ids == "")
     if empty.any():
         raise InputError(f"{where}: column {column} is empty in row {_first(empty)}; fill it in or leave the row out")
