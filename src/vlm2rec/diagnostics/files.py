@@ -228,7 +228,7 @@ def _read_log(path: Path, notes: list[str]) -> Log:
         notes.append(f"{path} has no timestamp: its rows are taken to be in order of time")
         table = table.with_row_index("timestamp")
     table, said = clean_events(table, str(path))
-    notes += said
+    notes += [said] if said else []
     if table.is_empty():
         raise InputError(f"{path}: is empty; give events")
     first = table.select(pl.struct("user_id", "item_id", "timestamp").is_first_distinct()).to_series()

@@ -109,10 +109,12 @@ def read_log(
     if len({part.dtype for part in times}) > 1 and any((np.abs(part) > EXACT).any() for part in times):
         raise InputError(f"{where}: times are fractional here and too large for that there; give whole numbers")
     user, item, time = (np.concatenate(column) for column in (users_, items_, times))
-    time, said = clock.settle(time, where)
+    time, converted = clock.settle(time, where)
+    question = clock.question(time, where)
     user_ids, user, line = one_spelling(users.ids(), user, None, "a user_id")
     item_ids, item, other_line = one_spelling(items.ids(), item, _catalogue(raw), "an item_id")
-    said += [f"{where}: {each}" for each in (line, other_line) if each]
+    respelled = [f"{where}: {each}" for each in (line, other_line) if each]
+    said = [*filter(None, (converted, question)), *respelled]
     return Log(user_ids, item_ids, user, item, time, clock.unit_of(time), others, left_out, said)
 
 

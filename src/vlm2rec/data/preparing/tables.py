@@ -69,11 +69,11 @@ def clean_items(items: pl.DataFrame, where: str, require: tuple[str, ...] = ()) 
     return pl.DataFrame([ids, titles, images]).hstack(items.drop("item_id", "title", "image"))
 
 
-def clean_events(table: pl.DataFrame, where: str) -> tuple[pl.DataFrame, list[str]]:
+def clean_events(table: pl.DataFrame, where: str) -> tuple[pl.DataFrame, str | None]:
     """Events as they stand, with user_id and item_id as text and timestamp as numbers; other columns are kept.
 
     Returns:
-        The table, and a line for whatever was converted or is questioned.
+        The table, and a line if times were converted.
 
     Raises:
         InputError: a column is missing, a value cannot be read, or times do not go together. `where` is what the table

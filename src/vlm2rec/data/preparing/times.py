@@ -97,31 +97,25 @@ class Clock:
             return whole if numbers.is_not_null().equals(whole.is_not_null()) else numbers
         return whole
 
-    def settle(self, times: Times, where: str) -> tuple[Times, list[str]]:
-        """The times of a whole log `(n,)`, which no table shows alone, and a line for what there is to say of them.
+    def settle(self, times: Times, where: str) -> tuple[Times, str | None]:
+        """The times of a whole log `(n,)`, which no table shows alone, and a line if they were converted.
 
-        Numbers that are all dates without separators (20200131) become microseconds. A median in the future is
-        questioned; that is the only thing that the machine's own clock decides.
+        Numbers that are all dates without separators (20200131) become microseconds.
 
         Raises:
             InputError: some count one unit and some another, or some are such dates and some are not.
         """
-        said = []
-        if not self.dates and self.unit is None and len(times):
+        if self.dates:
+            return times, None
+        if self.unit is None and len(times):
             middle = _middle(times)
             for digits in COMPACT:
                 if 1900 <= middle / 10 ** (digits - 4) < 2101 and (found := _dates(times, digits, where)) is not None:
+                    self.dates = True
                     first = f"{_shown(times[0].item())} is {date_of(found[0].item(), 'us')}"
-                    said.append(
-                        f"{where}: times are dates written as numbers ({first}); --time-unit reads them as counts"
-                    )
-                    self.dates, times = True, found
-                    break
-        if not self.dates:
-            _check_one_unit(times, where)
-        if question := self._in_the_future(times, where):
-            said.append(question)
-        return times, said
+                    return found, f"{where}: times are dates written as numbers ({first})"
+        _check_one_unit(times, where)
+        return times, None
 
     def unit_of(self, times: Times) -> str | None:
         """What the times count: as told, microseconds for dates, else by their size; None where that says nothing."""
@@ -132,7 +126,8 @@ class Clock:
         middle = _middle(times)
         return next((unit for unit, least in _FIRST.items() if least <= middle < 1000 * least), None)
 
-    def _in_the_future(self, times: Times, where: str) -> str | None:
+    def question(self, times: Times, where: str) -> str | None:
+        """A line if the median lies in the future. It is asked of the machine's clock, so it changes nothing."""
         unit = self.unit_of(times)
         if unit is None or not len(times):
             return None
