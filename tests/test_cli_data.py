@@ -138,3 +138,52 @@ def test_broken_lines_are_said_and_too_many_are_refused(call: Call, tmp_path: Pa
     assert pl.read_parquet(tmp_path / "data" / "broken.parquet")["line"].to_list() == [151, 302]
     shutil.rmtree(tmp_path / "data")
     check_refused(call(*asked, "--bad-lines", 0.001), "2 of 302 lines cannot be read; the first is line 151")
+
+
+def test_one_table_is_mapped_by_the_option_or_by_a_file(call: Call, tmp_path: Path) -> None:
+    items, log = tiny_tables()
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    items.select(id="item_id", name="title").write_csv(folder / "items.csv")
+    log.with_row_index("id").write_csv(folder / "interactions.csv")
+    asked = ("data", "prepare", "local", folder, "--require", "title", "--k-core", 0, "--out")
+    check_refused(
+        call(*asked, tmp_path / "a", "--columns", "item_id=id,title=name"),
+        "interactions.csv has a column item_id already",
+        "--columns items.item_id=id",
+    )
+    said = call(*asked, tmp_path / "a", "--columns", "items.item_id=id,title=name")
+    assert said.status == 0 and said.out.splitlines()[0] == f"40 users, 24 items, {log.height} interactions", said
+    config = tmp_path / "mine.toml"
+    for number, written in enumerate(('items.item_id = "id"', '"items.item_id" = "id"')):
+        config.write_text(f'[columns]\n{written}\ntitle = "name"\n')
+        assert call(*asked, tmp_path / f"{number}", "--config", config).status == 0
+        manifest = Dataset.load(tmp_path / f"{number}").manifest
+        assert manifest["made_from"]["columns"] == {"items.item_id": "id", "title": "name"}
+        assert manifest["fingerprint"] == Dataset.load(tmp_path / "a").fingerprint
+    config.write_text("[columns]\nitems.item_id = 3\n")
+    check_refused(call(*asked, tmp_path / "b", "--config", config), "columns.items.item_id = 3")
+
+
+def test_copies_are_kept_where_that_is_asked_and_what_follows_is_said(call: Call, tmp_path: Path) -> None:
+    items, log = tiny_tables()
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    items.drop("image").write_csv(folder / "items.csv")
+    pl.concat([log, log]).write_csv(folder / "interactions.csv")
+    asked = ("data", "prepare", "local", folder, "--require", "title", "--out")
+    said = call(*asked, tmp_path / "dropped")
+    assert said.status == 0
+    assert f"dropped {log.height} of {2 * log.height} events (50.0%): copy of an earlier event" in said.err
+    assert "test targets" not in said.err + call("data", "describe", tmp_path / "dropped").err
+    config = tmp_path / "mine.toml"
+    config.write_text('duplicates = "keep"\n')
+    said = call(*asked, tmp_path / "kept", "--config", config)
+    described = call("data", "describe", tmp_path / "kept")
+    for told in (said, described):
+        assert "40 of 40 test targets (users u0, u1) are the item of the event just" in told.err
+        assert "40 of 40 test targets (users u0, u1) have the same time as the event" in told.err
+    assert call(*asked, tmp_path / "again", "--config", config, "--duplicates", "drop").status == 0
+    assert Dataset.load(tmp_path / "again").fingerprint == Dataset.load(tmp_path / "dropped").fingerprint
+    config.write_text('duplicates = "first"\n')
+    check_refused(call(*asked, tmp_path / "none", "--config", config), "duplicates = 'first'")

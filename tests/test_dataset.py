@@ -295,7 +295,8 @@ def test_describe_counts_by_hand(tmp_path: Path) -> None:
     )
     write_pictures(tmp_path / "images", ["1.png", "2.png"])
     rows = [("u", "a", 1), ("u", "a", 2), ("u", "b", 2), ("v", "a", 1), ("v", "c", 2), ("v", "b", 3), ("v", "b", 3)]
-    dataset = prepare(raw(items, events(rows), tmp_path / "images"), tmp_path / "out", require=["title"], k_core=0)
+    source = raw(items, events(rows), tmp_path / "images")
+    dataset = prepare(source, tmp_path / "out", require=["title"], k_core=0, duplicates="keep")
     found = describe(dataset)
     assert (found["users"], found["items"], found["interactions"]) == (2, 5, 7)
     assert found["density"] == pytest.approx(0.7)

@@ -28,7 +28,7 @@ def made(folder: Path, users: Users, n_items: int = 8, start: int = START) -> Da
     items = pl.DataFrame({"item_id": [str(item) for item in range(n_items)], "title": titles})
     rows = [(f"u{user}", str(item), start + time) for user, own in enumerate(users) for item, time in own]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
-    return prepare(Given(RawData("made", items, log)), folder, require=["any"], k_core=0)
+    return prepare(Given(RawData("made", items, log)), folder, require=["any"], k_core=0, duplicates="keep")
 
 
 event = st.tuples(st.integers(1, 7), st.integers(0, 12))

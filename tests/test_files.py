@@ -105,6 +105,24 @@ def check_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 # What is measured
 
 
+def test_a_log_is_read_by_the_rules_of_prepare(shop: Shop) -> None:
+    """Copies, two units, and dates written as numbers."""
+    notes: list[str] = []
+    expected = files._read_log(shop.write_log(), [])
+    found = files._read_log(shop.write_log(pl.concat([shop.log, shop.log[:4]])), notes)
+    assert notes == [f"4 events of {shop.folder / 'log.parquet'} are copies of an earlier one and were left out"]
+    assert [own.tolist() for own in found.sequences] == [own.tolist() for own in expected.sequences]
+    spoilt = shop.log.with_columns(
+        timestamp=pl.when(pl.col("user_id") == 0).then(pl.col("timestamp") * 1000).otherwise("timestamp")
+    )
+    with pytest.raises(InputError, match="times are in different units"):
+        files._read_log(shop.write_log(spoilt), [])
+    compact = pl.from_epoch("timestamp").dt.strftime("%Y%m%d%H%M%S").cast(pl.Int64)
+    found = files._read_log(shop.write_log(shop.log.with_columns(timestamp=compact)), notes)
+    assert "times are dates written as numbers" in notes[-1]
+    assert [own.tolist() for own in found.sequences] == [own.tolist() for own in expected.sequences]
+
+
 def brute(shop: Shop, queries: Callable[[NDArray[Any], list[int]], NDArray[Any]], seed: int) -> dict[str, float]:
     """N@20 by the definition, of histories in order of time, among the candidates of the files' own data set."""
     found: dict[str, list[float]] = {"f2f": [], "t2f": [], "v2f": [], "t2t": [], "v2v": []}

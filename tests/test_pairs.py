@@ -46,7 +46,9 @@ def made(folder: Path, name: str, rows: Rows, pictures: Sequence[str] = (), **op
     items = items.with_columns(image=pl.Series([f"{i}.png" if i in pictures else None for i in ids], dtype=pl.String))
     write_pictures(folder / f"{name}-images", [f"{i}.png" for i in pictures])
     source = Given(RawData(name, items, log, folder / f"{name}-images"))
-    return prepare(source, folder / name, require=["title"], k_core=0, **{"picture_size": 16, **options})
+    return prepare(
+        source, folder / name, require=["title"], k_core=0, duplicates="keep", **{"picture_size": 16, **options}
+    )
 
 
 @pytest.fixture

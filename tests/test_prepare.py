@@ -1,5 +1,6 @@
 """What `prepare` does with logs of any size and catalogues of any kind; the rules of dropping are in test_dataset."""
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlm2rec.data.dataset import Dataset
+from vlm2rec.data.describe import target_warnings
 from vlm2rec.data.fetching.client import Fetching
 from vlm2rec.data.prepare import prepare
 from vlm2rec.data.preparing import draft, log
 from vlm2rec.data.sources import LINE, RawData
 from vlm2rec.data.sources.broken import Broken
+from vlm2rec.data.sources.local import Local
 from vlm2rec.errors import InputError
 
 
@@ -49,7 +52,8 @@ def test_buckets_and_chunks_change_nothing(rows, k: int, bucket: int, chunk: int
 
     def made(name: str, interactions) -> Dataset | None:
         try:
-            return prepare(Given(RawData("x", shelf(8), interactions)), folder / name, require=["title"], k_core=k)
+            source = Given(RawData("x", shelf(8), interactions))
+            return prepare(source, folder / name, require=["title"], k_core=k, duplicates="keep")
         except InputError as error:
             assert "nothing is left" in str(error)
             return None
@@ -81,7 +85,8 @@ def test_a_catalogue_is_asked_only_for_what_can_matter(tmp_path: Path) -> None:
         return shelf(4).reverse()
 
     table = events([*bought, ("u1", "gone", 1)])
-    made = prepare(Given(RawData("x", items, table)), tmp_path / "out", require=["title"], k_core=3)
+    source = Given(RawData("x", items, table))
+    made = prepare(source, tmp_path / "out", require=["title"], k_core=3, duplicates="keep")
     assert asked == ["i0", "i1", "i2", "i3", "gone"]
     assert made.item_ids == ["i3", "i2", "i1", "i0"]
     dropped = pl.read_parquet(made.path / "dropped.parquet").filter(pl.col("kind") == "item")
@@ -104,13 +109,68 @@ def test_counts_stand_beside_the_published_ones(tmp_path: Path) -> None:
     ]
 
 
-def test_copies_are_left_out_where_the_source_says_that_they_are_copies(tmp_path: Path) -> None:
+def test_events_that_are_there_twice_are_left_out_and_said_unless_they_are_to_be_kept(tmp_path: Path) -> None:
     rows = [("u", "i0", 1), ("u", "i1", 2), ("u", "i0", 1), ("u", "i2", 3), ("u", "i2", 4)]
-    for copies, expected in ((False, [0, 0, 1, 2, 2]), (True, [0, 1, 2, 2])):
-        source = Given(RawData("x", shelf(3), events(rows), copies=copies))
-        made = prepare(source, tmp_path / str(copies), require=["title"], k_core=0)
-        assert made.sequences[0].tolist() == expected
+    source, said = Given(RawData("x", shelf(3), events(rows))), []
+    kept = prepare(source, tmp_path / "kept", require=["title"], k_core=0, duplicates="keep")
+    assert kept.sequences[0].tolist() == [0, 0, 1, 2, 2] and kept.manifest["left_out"] == {}
+    made = prepare(source, tmp_path / "made", require=["title"], k_core=0, notice=said.append)
+    assert made.sequences[0].tolist() == [0, 1, 2, 2]
     assert made.manifest["left_out"] == {"copy of an earlier event": 1}
+    assert made.manifest["options"]["duplicates"] == "drop"
+    assert said == [
+        "dropped 1 of 5 events (20.0%): copy of an earlier event, such as user 'u'; --duplicates keep keeps them",
+        "warning: 1 of 1 test targets (users u) are the item of the event just before, so whoever repeats the last item"
+        " finds them",
+    ]
+    with pytest.raises(InputError, match="--duplicates first: unknown; give drop or keep"):
+        prepare(source, tmp_path / "none", duplicates="first")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rows_twice", "duplicates", "same"), [
+    (False, "drop", True), (False, "keep", True), (True, "keep", True), (True, "drop", False),
+])  # fmt: skip
+def test_a_data_set_that_is_older_than_the_option_counts_as_the_same_where_it_is(
+    rows_twice: bool, duplicates, same: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Before, every source but Amazon's kept them, and no manifest said so."""
+    log = pl.read_parquet(tiny_folder / "interactions.parquet")
+    pl.concat([log, log[:7]] if rows_twice else [log]).write_parquet(tiny_folder / "interactions.parquet")
+    source, out = Local(tiny_folder), tmp_path / "out"
+    old = prepare(source, out, require=["title"], duplicates="keep")
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["options"]["duplicates"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    said: list[str] = []
+
+    def again() -> Dataset:
+        return prepare(source, out, require=["title"], duplicates=duplicates, notice=said.append)
+
+    if same:
+        assert again().fingerprint == old.fingerprint and f"{out} already holds this data; nothing to do" in said
+    else:
+        with pytest.raises(InputError, match="exists and holds other data"):
+            again()
+    with pytest.raises(InputError, match="exists, prepared with other options"):
+        prepare(source, out, require=["title"], duplicates=duplicates, k_core=3)
+
+
+def test_test_targets_that_repeat_or_are_tied_are_warned_of(tmp_path: Path) -> None:
+    tied = [("u", "i0", 1), ("u", "i1", 2), ("u", "i2", 2)]
+    repeats = [("v", "i0", 1), ("v", "i1", 2), ("v", "i1", 3), ("w", "i2", 1), ("w", "i0", 2), ("w", "i0", 3)]
+    plain = [("x", "i0", 1), ("x", "i1", 1), ("x", "i0", 2)]  # a tie, but not of the target
+    said: list[str] = []
+    source = Given(RawData("x", shelf(3), events([*tied, *repeats, *plain])))
+    made = prepare(source, tmp_path / "made", require=["title"], k_core=0, notice=said.append)
+    expected = [
+        "warning: 2 of 4 test targets (users v, w) are the item of the event just before, so whoever repeats the last"
+        " item finds them",
+        "warning: 1 of 4 test targets (users u) have the same time as the event before, so the order of rows in the"
+        " file decides which of the two is the target",
+    ]
+    assert said == expected == target_warnings(made)
+    alone = prepare(Given(RawData("x", shelf(3), events(plain))), tmp_path / "alone", require=["title"], k_core=0)
+    assert target_warnings(alone) == []
 
 
 def test_drawn_users_are_a_pure_nested_sample(tmp_path: Path) -> None:
@@ -209,8 +269,6 @@ def test_fetching_needs_addresses_and_a_folder(tmp_path: Path) -> None:
 
 def test_the_manifest_names_raw_files_by_their_hashes(tiny_folder: Path, tmp_path: Path) -> None:
     from hashlib import sha256
-
-    from vlm2rec.data.sources.local import Local
 
     made = prepare(Local(tiny_folder), tmp_path / "out").manifest["made_from"]["files"]
     expected = [

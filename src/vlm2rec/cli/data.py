@@ -31,9 +31,13 @@ def prepare(
     min_rating: Annotated[float | None, typer.Option(help="Leave out events rated lower.")] = None,
     users: Annotated[int | None, typer.Option(min=1, help="Draw so many users, before anything is dropped.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of that draw, and of the shop.")] = None,
+    duplicates: Annotated[
+        Literal["drop", "keep"] | None,
+        typer.Option(help="Rows that are there twice (user, item and time): leave the second out (drop), or keep it."),
+    ] = None,
     domain: Annotated[str | None, typer.Option(help="Which of several in the folder (Amazon).")] = None,
     columns: Annotated[
-        str | None, typer.Option(help="What columns are called: user_id=uid,item_id=sku,… (local, recbole).")
+        str | None, typer.Option(help="What columns are called: user_id=uid,items.item_id=sku,… (local, recbole).")
     ] = None,
     time_format: Annotated[
         str | None, typer.Option(help="How times are written, as in %d/%m/%Y (local, recbole).")
@@ -78,6 +82,7 @@ def prepare(
             "min_rating": min_rating,
             "users": users,
             "seed": seed,
+            "duplicates": duplicates,
             "domain": domain,
             "columns": None if columns is None else pairs(columns),
             "time_format": time_format,
@@ -102,6 +107,7 @@ def prepare(
             min_rating=options.min_rating,
             users=options.users,
             seed=options.seed,
+            duplicates=options.duplicates,
             picture_size=options.picture_size,
             picture_fit=options.picture_fit,
             drop_placeholders=options.drop_placeholders,
@@ -125,7 +131,7 @@ def describe(folder: Folder, as_json: AsJson = False) -> None:
     """Counts, lengths, ties, leaks, popularity, titles and pictures that are missing, broken or double."""
     from vlm2rec.data.dataset import Dataset
     from vlm2rec.data.describe import describe as describe_data
-    from vlm2rec.data.describe import leak_warning
+    from vlm2rec.data.describe import leak_warning, target_warnings
     from vlm2rec.data.preparing.losses import lines as losses_said
 
     dataset = Dataset.load(folder)
@@ -135,7 +141,7 @@ def describe(folder: Folder, as_json: AsJson = False) -> None:
     else:
         losses = found.pop("losses")
         print("\n".join([*lines(found), *losses_said(losses or {})]))
-    if warning := leak_warning(dataset):
+    for warning in filter(None, [*target_warnings(dataset), leak_warning(dataset)]):
         print(warning, file=sys.stderr)
 
 

@@ -31,6 +31,7 @@ class Preparation(Section):
     min_rating: float | None = None
     users: int | None = None
     seed: int = Field(0, ge=0)
+    duplicates: Literal["drop", "keep"] = "drop"
     picture_size: int = 224
     picture_fit: Literal["squash", "letterbox", "aspect"] = "squash"
     drop_placeholders: bool = False
@@ -47,6 +48,19 @@ class Preparation(Section):
     @classmethod
     def _several(cls, given: Any) -> Any:
         return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _flat(cls, given: Any) -> Any:
+        """`items.item_id = "id"` is a table within the table, in TOML."""
+        if not isinstance(given, dict):
+            return given
+        flat: dict[str, Any] = {}
+        for name, theirs in given.items():
+            flat |= (
+                {f"{name}.{ours}": own for ours, own in theirs.items()} if isinstance(theirs, dict) else {name: theirs}
+            )
+        return flat
 
     def source(self, name: SourceName, path: Path | None) -> Source:
         """The source of that name. Raises InputError where it takes no such option, or needs a path."""
@@ -114,7 +128,7 @@ def asked(file: Path | None, options: Mapping[str, Any]) -> Preparation:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """`user_id=uid,item_id=sku` as a mapping from our names to theirs."""
+    """`user_id=uid,items.item_id=sku` as a mapping from our names to theirs."""
     found = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         ours, equals, theirs = part.partition("=")

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from vlm2rec.data.dataset import ITEMS, Dataset
+from vlm2rec.data.dataset import ITEMS, USERS, Dataset
 from vlm2rec.data.holding import in_parts
 from vlm2rec.data.pictures.store import read_index
 from vlm2rec.data.preparing.stock import fault_of
@@ -77,6 +77,32 @@ def leak_warning(dataset: Dataset) -> str | None:
         "leave-one-out leaks: {mean:.0%} of the training events happen after the test target they help to find, on"
         " average over users (median {median:.0%}); data.split.kind=time avoids it"
     ).format(**found["training_events_later"])
+
+
+def target_warnings(dataset: Dataset) -> list[str]:
+    """A line each where test targets of leave-one-out repeat the event before them, or are tied with it in time."""
+    times = Timeline.of(dataset).times
+    last = dataset.sequences.starts + dataset.sequences.lengths - 1
+    items = dataset.sequences.values
+    found = {
+        "are the item of the event just before, so whoever repeats the last item finds them": items[last]
+        == items[last - 1],
+        "have the same time as the event before, so the order of rows in the file decides which of the two is the"
+        " target": times[last] == times[last - 1],
+    }
+    said = []
+    for what, here in found.items():
+        users = np.flatnonzero(here)
+        if len(users):
+            some = ", ".join(_user_ids(dataset, users[:2]))
+            said.append(f"warning: {len(users):,} of {len(last):,} test targets (users {some}) {what}")
+    return said
+
+
+def _user_ids(dataset: Dataset, users: NDArray[np.int64]) -> list[str]:
+    """Ids of a few users, without those of millions."""
+    ids = pl.scan_parquet(dataset.path / USERS, glob=False).select("user_id")
+    return [ids.slice(user, 1).collect().item() for user in users.tolist()]
 
 
 def _spread(values: NDArray[np.int64]) -> dict[str, float]:

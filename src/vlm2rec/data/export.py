@@ -36,9 +36,9 @@ def export(dataset: Dataset, to: Format, out: Path, *, pictures: bool = False) -
 
     `parquet`, `csv` and `jsonl` make the layout that the `local` source reads (items, interactions), `recbole` makes
     OUT.inter and OUT.item, named after the folder as RecBole wants it. Rows keep their order, so that preparing them
-    again with no k-core (and what is required being there) gives the same sequences, times and, without pictures, the
-    same fingerprint. Pictures are known by the bytes of their files, which a data set does not keep: with pictures the
-    pixels are the same, the fingerprint is another.
+    again with no k-core and the same `duplicates` (and what is required being there) gives the same sequences, times
+    and, without pictures, the same fingerprint. Pictures are known by the bytes of their files, which a data set does
+    not keep: with pictures the pixels are the same, the fingerprint is another.
 
     What a format cannot hold, besides what is refused (`Raises`):
         parquet: everything comes back.

@@ -1,9 +1,9 @@
 """From a source's tables and pictures to a prepared data set, all of it or nothing.
 
 Dropped, counted and listed, never an error: items without what is required, events of items that are in no catalogue,
-what falls out of the k-core, users with fewer than three events. Lines that cannot be read are left out and listed
-too, as long as they are few. The directory is written beside its final place and renamed at the end, so a run that is
-killed leaves no half data set (at worst a hidden `.NAME.….partial` folder, safe to delete).
+events that are there twice, what falls out of the k-core, users with fewer than three events. Lines that cannot be read
+are left out and listed too, as long as they are few. The directory is written beside its final place and renamed at the
+end, so a run that is killed leaves no half data set (at worst a hidden `.NAME.….partial` folder, safe to delete).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from filecmp import cmp
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vlm2rec.data.dataset import FORMAT, INTERACTIONS, ITEMS, Dataset, read_manifest
+from vlm2rec.data.describe import target_warnings
 from vlm2rec.data.pictures.fitting import FITS, Fit
 from vlm2rec.data.preparing.making import Making, Progress
 from vlm2rec.data.preparing.origin import origin
@@ -26,6 +27,8 @@ from vlm2rec.progress import progress as show
 
 if TYPE_CHECKING:
     from vlm2rec.data.fetching.client import Fetching
+
+Duplicates = Literal["drop", "keep"]
 
 
 def prepare(
@@ -40,6 +43,7 @@ def prepare(
     min_rating: float | None = None,
     users: int | None = None,
     seed: int = 0,
+    duplicates: Duplicates = "drop",
     fetching: "Fetching | None" = None,
     pictures: Path | None = None,
     bad_lines: float = 0.01,
@@ -63,6 +67,8 @@ def prepare(
         min_rating: events rated lower do not count; None: all do.
         users: how many users are drawn, of those with an event that counts, before items are looked at; None: all.
         seed: draws them.
+        duplicates: whether an event that is there again (the same user, item and time) is left out (`drop`) or is one
+            more event (`keep`).
         fetching: in what manner pictures that have an address and are not there are fetched; None: they are missing.
         pictures: where the pictures are, if not where the source has them: a folder or an archive.
         bad_lines: the largest share of a file's lines that may be unreadable.
@@ -81,6 +87,7 @@ def prepare(
         "min_rating": min_rating,
         "users": users,
         "seed": None if users is None else seed,
+        "duplicates": duplicates,
     }
     _check(options, require)
     say, tell = notice or _silent, progress or _silent
@@ -92,9 +99,9 @@ def prepare(
         raw = replace(raw, pictures=pictures)
     made_from = origin(raw)
     if there is not None:
-        if there["options"] != options:
+        if not _same_options(there, options):
             raise InputError(f"{out}: exists, prepared with other options; delete it or give another --out")
-        known = made_from["files"] is not None and made_from["pictures"] is not None
+        known = made_from["files"] is not None and made_from["pictures"] is not None and there["options"] == options
         if known and there["made_from"] == made_from and not (fetching and _lacks_pictures(there)):
             return _unchanged(out, say)
     with partial(out) as folder:
@@ -106,9 +113,13 @@ def prepare(
                 if read_manifest(out) is None:  # else somebody else was faster, perhaps with the same data
                     raise
             else:
-                return Dataset.load(out)
-        if not _same(folder, out):
-            raise InputError(f"{out}: exists and holds other data; delete it or give another --out")
+                return _opened(out, say)
+        if not _same(folder, out, options):
+            kept = there is not None and "duplicates" not in there["options"] and there["made_from"] == made_from
+            older = (
+                ", perhaps rows that are there twice (an older version kept them; --duplicates keep)" if kept else ""
+            )
+            raise InputError(f"{out}: exists and holds other data{older}; delete it or give another --out")
     return _unchanged(out, say)
 
 
@@ -139,6 +150,8 @@ def _check(options: dict[str, Any], require: Sequence[str]) -> None:
         raise InputError("--require any: means a title or a picture, so it stands alone; leave the others out")
     if options["k_core"] < 0:
         raise InputError(f"--k-core {options['k_core']}: cannot be negative; give 0 to switch it off")
+    if options["duplicates"] not in get_args(Duplicates):
+        raise InputError(f"--duplicates {options['duplicates']}: unknown; give drop or keep")
     if not 8 <= options["picture_size"] <= 4096:
         raise InputError(f"--picture-size {options['picture_size']}: give pixels between 8 and 4096")
     if options["picture_fit"] not in FITS:
@@ -167,18 +180,34 @@ def _lacks_pictures(there: dict[str, Any]) -> bool:
     return any(fault_of(reason) == "missing" and NO_PICTURE not in reason for reason in gone)
 
 
-def _same(folder: Path, out: Path) -> bool:
+def _same_options(there: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Whether a data set was prepared with these options, as far as its manifest knows them.
+
+    Data sets that are older than an option do not say how they were made; whether they hold the same data can only be
+    seen by making it again.
+    """
+    return bool({**options, **there["options"]} == options)
+
+
+def _same(folder: Path, out: Path, options: dict[str, Any]) -> bool:
     """Whether two directories hold the same, further columns included."""
     made, there = read_manifest(folder), read_manifest(out)
-    if made is None or there is None:
+    if made is None or there is None or not _same_options(there, options):
         return False
-    same = all(made.get(key) == there.get(key) for key in ("fingerprint", "times", "time_unit", "options"))
+    same = all(made.get(key) == there.get(key) for key in ("fingerprint", "times", "time_unit"))
     return same and all(cmp(folder / name, out / name, shallow=False) for name in (ITEMS, INTERACTIONS))
 
 
 def _unchanged(out: Path, say: Callable[[str], None]) -> Dataset:
     say(f"{out} already holds this data; nothing to do")
-    return Dataset.load(out)
+    return _opened(out, say)
+
+
+def _opened(out: Path, say: Callable[[str], None]) -> Dataset:
+    dataset = Dataset.load(out)
+    for warning in target_warnings(dataset):
+        say(warning)
+    return dataset
 
 
 def _silent(*_: object) -> None:

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.dataset import INTERACTIONS, Dataset
-from vlm2rec.data.preparing.times import Clock, Times
+from vlm2rec.data.preparing.times import Clock, Times, date_of
 from vlm2rec.errors import InputError
 
 _A_MICROSECOND = {"s": 1_000_000, "ms": 1_000, "us": 1}  # in which a unit holds so many of it; ns are finer
@@ -59,9 +59,7 @@ class Timeline:
 
     def date(self, time: float) -> str | None:
         """A time as people write it, to the second (UTC); None where the unit is not known."""
-        if self.unit is None:
-            return None
-        return str(np.array(int(time // 1), f"datetime64[{self.unit}]").astype("datetime64[s]"))
+        return None if self.unit is None else date_of(time, self.unit)
 
 
 def _are_places(times: Times, starts: NDArray[np.int64]) -> bool:

@@ -227,9 +227,13 @@ def _read_log(path: Path, notes: list[str]) -> Log:
     if "timestamp" not in table.columns:
         notes.append(f"{path} has no timestamp: its rows are taken to be in order of time")
         table = table.with_row_index("timestamp")
-    table = clean_events(table, str(path)).sort("timestamp", maintain_order=True)
+    table, said = clean_events(table, str(path))
+    notes += [said] if said else []
     if table.is_empty():
         raise InputError(f"{path}: is empty; give events")
+    first = table.select(pl.struct("user_id", "item_id", "timestamp").is_first_distinct()).to_series()
+    _note(notes, int((~first).sum()), f"events of {path} are copies of an earlier one and were left out")
+    table = table.filter(first).sort("timestamp", maintain_order=True)
     items = table["item_id"].unique(maintain_order=True)
     place = table["item_id"].cast(pl.Enum(items)).to_physical().cast(pl.Int32)
     users = table.select("user_id", place.alias("item")).group_by("user_id", maintain_order=True).agg("item")

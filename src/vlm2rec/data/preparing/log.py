@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vlm2rec.data.preparing.losses import LOW_RATING, NO_RATING
+from vlm2rec.data.preparing.spelling import one_spelling
 from vlm2rec.data.preparing.tables import need, texts_of
 from vlm2rec.data.preparing.times import EXACT, Clock, Times
 from vlm2rec.data.sources import LINE, RawData
@@ -46,6 +47,7 @@ class Log:
         others: what else the rows hold.
         left_out: rows that were read but do not count, by reason.
         unrated: the same reasons -> ids of the users and of the items that such rows have.
+        said: a line for whatever was converted or is questioned.
     """
 
     user_ids: pl.Series
@@ -57,6 +59,7 @@ class Log:
     others: "Spill"
     left_out: dict[str, int]
     unrated: dict[str, tuple[pl.Series, pl.Series]]
+    said: Sequence[str] = ()
 
 
 def read_log(
@@ -76,7 +79,8 @@ def read_log(
         progress: told how many rows have been read.
 
     Raises:
-        InputError: a column is missing or of no use, columns change on the way, or there are no rows.
+        InputError: a column is missing or of no use, columns change on the way, times do not go together, or there are
+            no rows.
     """
     where, clock = raw.interactions_from, Clock(raw.time_format, raw.time_unit)
     users, items, others = Numbering(), Numbering(), Spill(scratch)
@@ -114,8 +118,31 @@ def read_log(
     if len({part.dtype for part in times}) > 1 and any((np.abs(part) > EXACT).any() for part in times):
         raise InputError(f"{where}: times are fractional here and too large for that there; give whole numbers")
     user, item, time = (np.concatenate(column) for column in (users_, items_, times))
-    gone = {reason: (of_users.ids(), of_items.ids()) for reason, (of_users, of_items) in unrated.items()}
-    return Log(users.ids(), items.ids(), user, item, time, clock.unit_of(time), others, left_out, gone)
+    time, converted = clock.settle(time, where)
+    question = clock.question(time, where)
+    catalogue = _catalogue(raw)
+    user_ids, user, line = one_spelling(users.ids(), user, None, "a user_id")
+    item_ids, item, other_line = one_spelling(items.ids(), item, catalogue, "an item_id")
+    respelled = [f"{where}: {each}" for each in (line, other_line) if each]
+    said = [*filter(None, (converted, question)), *respelled]
+    known = user_ids, item_ids if catalogue is None else catalogue
+    gone = {
+        reason: (_as_known(of_users.ids(), known[0]), _as_known(of_items.ids(), known[1]))
+        for reason, (of_users, of_items) in unrated.items()
+    }
+    return Log(user_ids, item_ids, user, item, time, clock.unit_of(time), others, left_out, gone, said)
+
+
+def _as_known(ids: pl.Series, known: pl.Series) -> pl.Series:
+    """Ids in the spelling of those that are known."""
+    return one_spelling(ids, np.arange(len(ids), dtype=np.int32), known, "")[0]
+
+
+def _catalogue(raw: RawData) -> pl.Series | None:
+    """Ids of the items, where they are known before the log is."""
+    if callable(raw.items) or "item_id" not in raw.items.columns:
+        return None
+    return texts_of(raw.items, "item_id", raw.items_from, floats=True)
 
 
 def _chunks(tables: pl.DataFrame | Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
@@ -126,9 +153,9 @@ def _chunks(tables: pl.DataFrame | Iterable[pl.DataFrame]) -> Iterator[pl.DataFr
 def _good_rows(table: pl.DataFrame, where: str, clock: Clock, broken: Broken, before: int) -> pl.DataFrame:
     """The rows with two ids and a time, ids as text and times as numbers; the others are listed."""
     for column in _CORE:
-        need(table, column, where)
+        need(table, column, where, f"interactions.{column}" if column == "item_id" else column)
     times, bad_time = clock.read(table["timestamp"], where)
-    users, items = (texts_of(table, column, where) for column in ("user_id", "item_id"))
+    users, items = (texts_of(table, column, where, floats=True) for column in ("user_id", "item_id"))
     line = table[LINE] if LINE in table.columns else pl.Series(np.arange(before + 1, before + 1 + table.height))
     if LINE not in table.columns:
         broken.count(where, table.height)
@@ -147,7 +174,9 @@ def _good_rows(table: pl.DataFrame, where: str, clock: Clock, broken: Broken, be
 
 def _rated(table: pl.DataFrame, where: str) -> pl.Series:
     if "rating" not in table.columns:
-        raise InputError(f"{where}: has no column rating for --min-rating; leave the option out or map a column to it")
+        raise InputError(
+            f"{where}: has no column rating for --min-rating; leave the option out, or say --columns rating=NAME"
+        )
     rating, dtype = table["rating"], table.schema["rating"]
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         rating = rating.cast(pl.String).str.strip_chars()

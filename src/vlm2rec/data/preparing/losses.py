@@ -45,6 +45,7 @@ _HELP = {
     "picture missing": "files are looked for by column image, else by item id; --images says where",
     "picture ambiguous": "give the path of the file in column image",
     "picture not fetched": "run it again; downloads.jsonl says why",
+    COPY: "--duplicates keep keeps them",
     "k-core": "--k-core sets how many events a user and an item need",
 }
 """What to do, by words that a reason has."""
@@ -115,7 +116,7 @@ def lines(losses: Mapping[str, Mapping[str, Any]], said: Sequence[str] = ()) -> 
             continue  # the items name none: nothing is lost
         verb = "missing" if unit == "pictures" else "dropped"
         for each in sorted(lost, key=lambda loss: -loss["count"]):
-            what = f"{_share(each['count'], raw)} {_why(each)}"
+            what = f"{_share(each['count'], raw)}: {_why(each)}"
             if unit == "events" and each["count"] > _WARN * raw and not each["reason"].startswith(_ASKED):
                 yield f"warning: {verb} {each['count']:,} of {raw:,} {unit} {what}"
             else:

@@ -71,6 +71,8 @@ class Making:
             lambda rows: self.progress("events read", rows, None),
         )
         self.raw.broken.refuse_many(self.bad_lines)
+        for line in log.said:
+            self.notice(line)
         aside, before = self._aside(log)
         user = np.where(aside, np.int32(-1), log.user) if aside.any() else log.user
         alone = self._alone(log, user)
@@ -117,7 +119,8 @@ class Making:
         if "image" not in self.options["require"] or not isinstance(place, Path) or place.exists():
             return
         named = callable(items) or (
-            "image" in items.columns and (texts_of(items, "image", self.raw.items_from).fill_null("") != "").any()
+            "image" in items.columns
+            and (texts_of(items, "image", self.raw.items_from, floats=True).fill_null("") != "").any()
         )
         if named and self.fetching is None:
             addresses = callable(items) or "url" in items.columns
@@ -132,7 +135,7 @@ class Making:
         aside, lost = np.zeros(len(log.user), bool), [self._unreadable()]
         for reason, count in log.left_out.items():
             lost.append(Loss(reason, count, {"user_id": log.unrated[reason][0].head(EXAMPLES).to_list()}))
-        if self.raw.copies:
+        if self.options["duplicates"] == "drop":
             aside = copies(log.user, log.item, log.time)
             lost.append(_loss(COPY, aside, log))
         if self.options["users"] is not None:
@@ -197,7 +200,7 @@ class Making:
         where, broken = self.raw.items_from, self.raw.broken
         if "item_id" not in items.columns:
             return items
-        ids = texts_of(items, "item_id", where)
+        ids = texts_of(items, "item_id", where, floats=True)
         empty = ids.is_null() | (ids == "")
         line = pl.Series(np.arange(1, items.height + 1))
         if LINE in items.columns:
@@ -268,6 +271,9 @@ class Making:
         other_form = draft.other_form()
         if other_form is not None:
             self.notice(f"warning: {other_form}")
+        items, place = draft.stock.items, self.raw.pictures
+        if isinstance(place, Path) and not place.exists() and (items["image"] == items["item_id"]).all():
+            losses = {unit: found for unit, found in losses.items() if unit != "pictures"}  # nobody spoke of pictures
         for line in lines(losses, said=(UNREADABLE,)):
             self.notice(line)
 

@@ -6,10 +6,11 @@ by the caller and listed.
 
 import html
 import re
+from difflib import get_close_matches
 
 import polars as pl
 
-from vlm2rec.data.preparing.times import Clock
+from vlm2rec.data.preparing.times import EXACT, Clock
 from vlm2rec.data.sources import LINE
 from vlm2rec.errors import InputError
 
@@ -53,55 +54,73 @@ def clean_items(items: pl.DataFrame, where: str, require: tuple[str, ...] = ()) 
             what the table is called.
     """
     for column in ("item_id", *require):
-        need(items, column, where)
+        need(items, column, where, f"items.{column}" if column == "item_id" else column)
     for column in ("title", "image"):
         if column not in items.columns:
             items = items.with_columns(pl.lit("").alias(column))
     if "url" in items.columns:
         items = items.with_columns(texts_of(items, "url", where))
-    ids = ids_of(items, "item_id", where)
+    ids = ids_of(items, "item_id", where, floats=True)
     if ids.n_unique() < len(ids):
         twice = ids.filter(ids.is_duplicated())
         raise InputError(f"{where}: item_id {twice[0]!r} is there more than once; keep one row an item")
-    titles = clean_titles(texts_of(items, "title", where)).alias("title")
-    images = texts_of(items, "image", where).fill_null("").str.strip_chars().alias("image")
+    titles = clean_titles(texts_of(items, "title", where, floats=True)).alias("title")
+    images = texts_of(items, "image", where, floats=True).fill_null("").str.strip_chars().alias("image")
     return pl.DataFrame([ids, titles, images]).hstack(items.drop("item_id", "title", "image"))
 
 
-def clean_events(table: pl.DataFrame, where: str) -> pl.DataFrame:
+def clean_events(table: pl.DataFrame, where: str) -> tuple[pl.DataFrame, str | None]:
     """Events as they stand, with user_id and item_id as text and timestamp as numbers; other columns are kept.
 
+    Returns:
+        The table, and a line if times were converted.
+
     Raises:
-        InputError: a column is missing, or a value cannot be read. `where` is what the table is called.
+        InputError: a column is missing, a value cannot be read, or times do not go together. `where` is what the table
+            is called.
     """
     for column in ("user_id", "item_id", "timestamp"):
         need(table, column, where)
-    times, bad = Clock().read(table["timestamp"], where)
+    clock = Clock()
+    times, bad = clock.read(table["timestamp"], where)
     if bad.any():
         row = _first(bad)
         raw = table["timestamp"][row - 1]
         raise InputError(f"{where}: timestamp {raw!r} in row {row} is no time; give a number in every row")
-    return table.with_columns(ids_of(table, "user_id", where), ids_of(table, "item_id", where), times)
+    settled, said = clock.settle(times.to_numpy(), where)
+    times = pl.Series("timestamp", settled)
+    return table.with_columns(ids_of(table, "user_id", where), ids_of(table, "item_id", where), times), said
 
 
-def need(table: pl.DataFrame, column: str, where: str) -> None:
-    """Raise InputError if a column is missing."""
+def need(table: pl.DataFrame, column: str, where: str, named: str | None = None) -> None:
+    """Raise InputError if a column is missing. `named`: what `--columns` calls it, where there is that option."""
     if column not in table.columns:
-        there = ", ".join(name for name in table.columns if name != LINE) or "none"
-        raise InputError(f"{where}: has no column {column} (only {there}); add or rename it")
+        there = [name for name in table.columns if name != LINE]
+        help_ = "add or rename it"
+        if named is not None:
+            near = get_close_matches(column, there, 1, cutoff=0.4)
+            help_ = f"say which it is, as in --columns {named}={near[0] if near else 'NAME'}"
+        raise InputError(f"{where}: has no column {column} (only {', '.join(there) or 'none'}); {help_}")
 
 
-def texts_of(table: pl.DataFrame, column: str, where: str) -> pl.Series:
-    """A column as text. Raises InputError where it holds neither text nor whole numbers."""
+def texts_of(table: pl.DataFrame, column: str, where: str, *, floats: bool = False) -> pl.Series:
+    """A column as text. Raises InputError where it holds neither text nor whole numbers.
+
+    `floats`: whole numbers may be floating-point ones, which pandas makes of a column that has a gap.
+    """
     dtype = table.schema[column]
+    if floats and dtype.is_float():
+        numbers = table[column].cast(pl.Float64).fill_nan(None)
+        if ((numbers == numbers.round()) & (numbers.abs() <= EXACT)).all():  # what is null does not count
+            return numbers.cast(pl.Int64).cast(pl.String)
     if dtype not in (pl.String, pl.Categorical, pl.Enum, pl.Null) and not dtype.is_integer():
         raise InputError(f"{where}: column {column} holds {dtype}; give text or whole numbers")
     return table[column].cast(pl.String)
 
 
-def ids_of(table: pl.DataFrame, column: str, where: str) -> pl.Series:
+def ids_of(table: pl.DataFrame, column: str, where: str, *, floats: bool = False) -> pl.Series:
     """A column of ids as text. Raises InputError where one is missing, or they are neither text nor whole numbers."""
-    ids = texts_of(table, column, where)
+    ids = texts_of(table, column, where, floats=floats)
     empty = ids.is_null() | (ids == "")
     if empty.any():
         raise InputError(f"{where}: column {column} is empty in row {_first(empty)}; fill it in or leave the row out")

@@ -41,10 +41,10 @@ class RawData:
         interactions_from: the same for the interactions.
         files: the raw files, whose hashes go into the manifest.
         broken: lines that could not be read; what the common checks find is added.
-        copies: whether an event that is there twice, to the item and the time, is a copy to leave out.
         published: users, items and interactions that others count in the 5-core of this log, before anything else is
             dropped; None where nobody says.
-        columns: our name -> the name that a column has in the files, where the user says so.
+        columns: our name (for one table alone: `items.` or `interactions.` and our name) -> the name that a column has
+            in the files, where the user says so.
         time_format: how times are written where they are text, for `strptime`; None: numbers, or as ISO 8601 has it.
         time_unit: s, ms, us or ns, where times are numbers; None: seen from their size.
         shop: the parameters of the demo's shop, for the manifest; None: it is no such data.
@@ -58,7 +58,6 @@ class RawData:
     interactions_from: str = "interactions"
     files: Sequence[Path] = ()
     broken: Broken = field(default_factory=Broken)
-    copies: bool = False
     published: Mapping[str, int] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     time_format: str | None = None

@@ -1,8 +1,7 @@
 """The `local` source: a folder with an items table, an interactions table and pictures."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ import polars.selectors as cs
 from vlm2rec.data.pictures.store import INDEX
 from vlm2rec.data.sources import LINE, RawData, check_names
 from vlm2rec.data.sources.broken import Broken
+from vlm2rec.data.sources.columns import FLAT, by_table, refuse_histories, renamed, theirs_of
 from vlm2rec.data.sources.json_lines import read_json_lines
 from vlm2rec.data.sources.quoted import read_quoted
 from vlm2rec.errors import InputError
@@ -20,8 +20,6 @@ from vlm2rec.errors import InputError
 CHUNK = 1 << 20
 """Rows of Parquet that are read at a time."""
 _ENDINGS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
-_FLAT = ("user_id", "item_id", "timestamp", "title", "image", "url")
-_OURS = (*_FLAT, "rating", "category", "brand", "price")  # names that mean something here
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
@@ -39,9 +37,9 @@ class Local:
 
     Attributes:
         path: the folder.
-        columns: our name -> the name a column has in the files; applies to either table that has it. A column that has
-            our name already gives way.
-        time_format: how times are written where they are text, for `strptime`.
+        columns: our name -> the name a column has in the files; applies to either table that has it, or to one alone
+            where our name has `items.` or `interactions.` before it. A column may serve two names, as in image=item_id.
+        time_format: how times are written where they are text, for `datetime.strptime`.
         time_unit: what times count where they are numbers; None: seen from their size.
     """
 
@@ -60,19 +58,24 @@ class Local:
             raise InputError(f"{self.path}: is prepared already; use it as data.path, or prepare from the raw folder")
         items_path, interactions_path = self._table("items"), self._table("interactions")
         broken = Broken()
-        flat = [self.columns.get(name, name) for name in _FLAT]
-        items = pl.concat(_tables(items_path, broken, flat))
+        items = pl.concat(_tables(items_path, broken, [theirs_of(self.columns, "items", name) for name in FLAT]))
         parts = _parts(interactions_path)
+        flat = [theirs_of(self.columns, "interactions", name) for name in FLAT]
         chunks = _parquet(parts, broken, interactions_path) if parts else _tables(interactions_path, broken, flat)
         first = next(chunks)
-        check_columns(self.columns, [*items.columns, *first.columns], f"{items_path.name} nor {interactions_path.name}")
-        items = renamed(items, self.columns)
+        columns = by_table(
+            self.columns,
+            {"items": items.columns, "interactions": first.columns},
+            {"items": items_path.name, "interactions": interactions_path.name},
+        )
+        refuse_histories(first.columns, columns["interactions"], str(interactions_path))
+        items = renamed(items, columns["items"])
         if "url" in items.columns and "image" not in items.columns and "item_id" in items.columns:
             items = items.with_columns(image=pl.col("item_id"))
         return RawData(
             name=self.path.resolve().name,
             items=items,
-            interactions=(renamed(table, self.columns) for table in chain([first], chunks)),
+            interactions=(renamed(table, columns["interactions"]) for table in chain([first], chunks)),
             pictures=pictures_in(self.path),
             items_from=str(items_path),
             interactions_from=str(interactions_path),
@@ -100,32 +103,10 @@ def read_table(path: Path) -> pl.DataFrame:
     Raises InputError with what is wrong first: here no line may be broken.
     """
     broken = Broken()
-    table = pl.concat(_tables(path, broken, _FLAT)).drop(LINE, strict=False)
+    table = pl.concat(_tables(path, broken, FLAT)).drop(LINE, strict=False)
     for _, line, reason, text in broken.table().iter_rows():
         raise InputError(f"{path}: line {line:,} cannot be read: {reason}: {text!r}; mend it or leave it out")
     return table
-
-
-def check_columns(columns: Mapping[str, str], there: Iterable[str], where: str) -> None:
-    """Raise InputError if a column that is given our name is in neither table; `where` is what they are called."""
-    names = dict.fromkeys(name for name in there if name != LINE)
-    for ours in columns:
-        near = get_close_matches(ours, _OURS, 1, cutoff=0.8)
-        if near and ours not in _OURS:
-            raise InputError(f"--columns {ours}={columns[ours]}: {ours} is no name of ours; did you mean {near[0]}?")
-    for ours, theirs in columns.items():
-        if theirs not in names:
-            near = get_close_matches(theirs, names, 1)
-            help_ = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
-            raise InputError(f"--columns {ours}={theirs}: neither {where} has a column {theirs}; {help_}")
-
-
-def renamed(table: pl.DataFrame, columns: Mapping[str, str]) -> pl.DataFrame:
-    """The table with our name -> theirs applied, as far as it has the columns; the renamed ones come first."""
-    ours = {name: theirs for name, theirs in columns.items() if theirs in table.columns}
-    others = [name for name in table.columns if name not in ours and name not in ours.values()]
-    # By selectors: a name such as "*" or "^a$" would be a pattern of polars.
-    return table.select(*(cs.by_name(theirs).alias(name) for name, theirs in ours.items()), cs.by_name(*others))
 
 
 def pictures_in(folder: Path, *names: str) -> Path:

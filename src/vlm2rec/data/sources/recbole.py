@@ -9,14 +9,14 @@ import polars.selectors as cs
 
 from vlm2rec.data.sources import LINE, RawData, check_names
 from vlm2rec.data.sources.broken import Broken
+from vlm2rec.data.sources.columns import FLAT, by_table, refuse_histories, renamed
 from vlm2rec.data.sources.delimited import first_line, read_plain
-from vlm2rec.data.sources.local import TimeUnit, check_columns, pictures_in, renamed
+from vlm2rec.data.sources.local import TimeUnit, pictures_in
 from vlm2rec.errors import InputError
 
 TITLES = ("title", "item_name", "movie_title", "name")
 """Columns that may hold the titles, the likeliest first."""
 _TYPES = ("token", "token_seq", "float", "float_seq")
-_AS_TEXT = ("user_id", "item_id", "timestamp", "title", "image", "url")  # whatever type they are said to have
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class RecBole:
 
     Attributes:
         path: the folder, or the .inter file where it has several.
-        columns: our name -> the name a column has in the files.
-        time_format: how times are written where they are text, for `strptime`.
+        columns: our name -> the name a column has in the files, for one table alone as in `Local`.
+        time_format: how times are written where they are text, for `datetime.strptime`.
         time_unit: what times count where they are numbers; None: seen from their size.
     """
 
@@ -46,18 +46,23 @@ class RecBole:
         folder, catalogue, broken = log.parent, log.with_suffix(".item"), Broken()
         events = _types(log)
         shelf = _types(catalogue) if catalogue.is_file() else {}
-        columns = dict(self.columns)
-        check_columns(columns, [*events, *shelf], f"{log.name} nor {catalogue.name}")
-        title = next((name for name in TITLES if name in shelf and name not in columns.values()), None)
-        if "title" not in columns and title is not None:
-            columns["title"] = title
+        columns = by_table(
+            self.columns,
+            {"items": shelf, "interactions": events},
+            {"items": catalogue.name, "interactions": log.name},
+        )
+        refuse_histories(events, columns["interactions"], str(log))
+        named = columns["items"]
+        spare = (name for name in TITLES if name in shelf and (name == "title" or name not in named.values()))
+        if "title" not in named and (title := next(spare, None)) is not None:
+            named["title"] = title
 
         def interactions() -> Iterator[pl.DataFrame]:
-            for table in _tables(log, events, columns, broken):
-                yield renamed(table, columns)
+            for table in _tables(log, events, columns["interactions"], broken):
+                yield renamed(table, columns["interactions"])
 
         def items() -> pl.DataFrame:
-            table = renamed(pl.concat(_tables(catalogue, shelf, columns, broken)), columns)
+            table = renamed(pl.concat(_tables(catalogue, shelf, columns["items"], broken)), columns["items"])
             named = "image" in table.columns or "item_id" not in table.columns
             return table if named else table.with_columns(image=pl.col("item_id"))
 
@@ -106,7 +111,7 @@ def _types(path: Path) -> dict[str, str]:
 
 def _tables(path: Path, types: Mapping[str, str], columns: Mapping[str, str], broken: Broken) -> Iterator[pl.DataFrame]:
     """Tables with numbers and lists where the header says so; a line with something else there is broken."""
-    text = [columns.get(name, name) for name in _AS_TEXT]
+    text = [columns.get(name, name) for name in FLAT]  # whatever type they are said to have
     typed = {name: kind for name, kind in types.items() if name not in text and kind != "token"}
     for table in read_plain(path, "\t", list(types), broken, header=True):
         table = table.with_columns(_unquoted(name) for name in types)

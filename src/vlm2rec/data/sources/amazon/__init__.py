@@ -128,7 +128,6 @@ class Amazon:
             interactions_from=name,
             files=(*log, meta),
             broken=broken,
-            copies=True,
             published=dict(zip(("users", "items", "interactions"), counts, strict=True)) if counts else None,
             time_unit=files.time_unit,
         )
