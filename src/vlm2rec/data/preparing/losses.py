@@ -110,13 +110,14 @@ def lines(losses: Mapping[str, Mapping[str, Any]], said: Sequence[str] = ()) -> 
     Reasons in `said` are left out.
     """
     rows: list[tuple[str, str, str, str]] = []
+    helped: set[str] = set()  # what to do is said once
     for unit in [unit for unit in UNITS if unit in losses]:
         raw, lost = losses[unit]["raw"], [each for each in losses[unit]["lost"] if each["reason"] not in said]
         if unit == "pictures" and sum(each["count"] for each in lost if each["reason"] == "no picture") == raw:
             continue  # the items name none: nothing is lost
         verb = "missing" if unit == "pictures" else "dropped"
         for each in sorted(lost, key=lambda loss: -loss["count"]):
-            what = f"{_share(each['count'], raw)}: {_why(each)}"
+            what = f"{_share(each['count'], raw)}: {_why(each, helped)}"
             if unit == "events" and each["count"] > _WARN * raw and not each["reason"].startswith(_ASKED):
                 yield f"warning: {verb} {each['count']:,} of {raw:,} {unit} {what}"
             else:
@@ -157,7 +158,7 @@ def _share(count: int, total: int) -> str:
     return "(<0.1%)" if 0 < share < 0.0005 else f"({share:.1%})"
 
 
-def _why(loss: Mapping[str, Any]) -> str:
+def _why(loss: Mapping[str, Any], helped: set[str]) -> str:
     shown = [
         f"{_NAMES[name]}{'s' if len(values) > 1 else ''} {', '.join(map(example, values))}"
         for name, values in loss["examples"].items()
@@ -168,7 +169,10 @@ def _why(loss: Mapping[str, Any]) -> str:
     if known:
         said += f", where the catalogue has {example(known[0])}"
     help_ = next((help_ for part, help_ in _HELP.items() if part in loss["reason"]), None)
-    return f"{said}; {help_}" if help_ else said
+    if help_ is None or help_ in helped:
+        return said
+    helped.add(help_)
+    return f"{said}; {help_}"
 
 
 def _lists(examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
