@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vlm2rec import parallel
 from vlm2rec.config import TrainingConfig
 from vlm2rec.process import rank, world
-from vlm2rec.progress import progress
+from vlm2rec.progress import notice, progress
 from vlm2rec.runs import read_json, replacing_folder, write_json
 from vlm2rec.training.log import Log, MetricsLog, Silence
 
@@ -121,6 +121,8 @@ def fit(
     state = checkpoints.resume()
     parallel.barrier()  # before anything is written anew
     total = settings.epochs * steps_per_epoch
+    if 0 < state.step < total:
+        notice(f"{title}: continues at step {state.step} of {total}")
     log = MetricsLog(folder / "metrics.jsonl", state.step, state.validated, state.probed) if rank() == 0 else Silence()
     saved_at = time.monotonic()
     with progress(title, total, state.step) as tell:
