@@ -122,8 +122,9 @@ def _ask(name: str) -> _Answer:
             return _Answer("no name", shortened(error, 120).rstrip("."))
         except errors.HfHubHTTPError as error:
             status = error.response.status_code
-            refused = status in (401, 403)
-            return _Answer("refused") if refused else _Answer("unreachable", f"it answers with status {status}")
+            if status == 401:  # the hub does not tell a private model from none
+                return _Answer("unknown")
+            return _Answer("refused") if status == 403 else _Answer("unreachable", f"it answers with status {status}")
         except Exception as error:  # of the HTTP client: which one it is differs between versions of the hub's package
             return _Answer("unreachable", shortened(error, 120).rstrip(".") or type(error).__name__)
         return _Answer("there")

@@ -264,12 +264,12 @@ def tune(
 
     Start the same command several times, on one machine, and the processes share the trials.
     """
-    from vlm2rec.config import load_config
+    from vlm2rec.tune import Search
+    from vlm2rec.tune import tune as tune_config
 
-    asked = load_config(config, set_ or [])
+    asked = Search.read(config, space, set_ or []).base
     check_dataset(asked.data.path)
     check_checkpoints(asked)
-    from vlm2rec.tune import tune as tune_config
 
     print(tune_config(config, space, set_ or [], trials, out or Path("runs") / f"{config.stem}-tune", say=print))
 

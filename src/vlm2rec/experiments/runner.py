@@ -62,6 +62,8 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
     """
     plans, raw = make_plans(asked, say)
     pages = [_Page(plan, raw, asked.out, say) for plan in plans if plan.cells]
+    for page in pages:  # all rows of a page are of one data set, and without it none can be run
+        Dataset.load(page.plan.shown[0].config.data.path)
     for plan in (plan for plan in plans if not plan.cells):
         say(write_statistics(plan.experiment, raw, asked.out))
 
@@ -70,9 +72,6 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
             say(f"  {task.name}: {reason}")
         for page in pages:
             page.told(task, reason)
-
-    for page in pages:  # all rows of a page are of one data set, and without it none can be run
-        Dataset.load(page.plan.shown[0].config.data.path)
 
     run_all(merged_tasks(plans), asked.out / "runs" / ".shared", jobs or default_jobs(), told, say)
     _complain(pages)

@@ -121,7 +121,7 @@ def fit(
     state = checkpoints.resume()
     parallel.barrier()  # before anything is written anew
     total = settings.epochs * steps_per_epoch
-    if 0 < state.step < total:
+    if state.step and not _is_over(state, total, patience):
         notice(f"{title}: continues at step {state.step} of {total}")
     log = MetricsLog(folder / "metrics.jsonl", state.step, state.validated, state.probed) if rank() == 0 else Silence()
     saved_at = time.monotonic()
@@ -136,8 +136,7 @@ def fit(
                 if _validate(validate, state, epoch, log, title):
                     checkpoints.save_best(epoch)
                 checkpoints.save(state)
-            over = state.step >= total or state.stopped is not None
-            over |= patience is not None and state.validated - state.best_epoch >= patience
+            over = _is_over(state, total, patience)
             if probe is not None and state.probed < state.step and (over or state.step in probe_steps):
                 tell(state.step, "probing")
                 module.eval()
@@ -179,6 +178,12 @@ def fit(
     checkpoints.load_best()
     module.eval()
     return state
+
+
+def _is_over(state: State, total: int, patience: int | None) -> bool:
+    """Whether there is no step left to take: all were, a probe has ended training, or patience has."""
+    impatient = patience is not None and state.validated - state.best_epoch >= patience
+    return state.step >= total or state.stopped is not None or impatient
 
 
 def _validate(validate: Validate | None, state: State, epoch: int, log: Log, title: str) -> bool:

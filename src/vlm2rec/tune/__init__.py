@@ -14,9 +14,8 @@ from pathlib import Path
 
 from vlm2rec.errors import InputError
 from vlm2rec.tune.space import TUNABLE, Search
-from vlm2rec.tune.study import Study
 
-__all__ = ["TUNABLE", "tune"]
+__all__ = ["TUNABLE", "Search", "tune"]
 
 
 def tune(
@@ -26,7 +25,7 @@ def tune(
 
     A search that was stopped goes on, and one with more trials begins with the same ones. Draws depend on the
     configuration's seed and on the trials before; what the first ten are depends on the seed alone. A trial that
-    diverges is noted as failed, and the search goes on.
+    diverges, or whose values cannot be used together, is noted as failed, and the search goes on.
 
     Returns:
         `best.toml`; the folder, where other processes are at work and none of the trials has finished.
@@ -38,6 +37,8 @@ def tune(
     search = Search.read(path, space, overrides)
     if trials > search.size:
         say(f"--trials {trials}: the space has {search.size} points, so all {search.size} of them are trained")
+    from vlm2rec.tune.study import Study  # imports Optuna
+
     study = Study(out, search)
     from vlm2rec.job import run  # imports torch: what can be wrong has been looked at by now
 
@@ -50,7 +51,9 @@ def tune(
             drawn = "  ".join(f"{key}={value}" for key, value in trial.point.items())
             try:
                 run(trial.config, trial.folder, shared=out / ".shared", until="train")
-            except FloatingPointError as error:
+            except (FloatingPointError, InputError) as error:
+                if isinstance(error, InputError) and not (out / "best.toml").exists():
+                    raise  # nothing has worked yet: it may well be all points, and is to be put right
                 study.fail(trial, str(error))
                 told = f"failed: {error}"
             else:
