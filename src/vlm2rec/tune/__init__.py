@@ -61,7 +61,7 @@ def tune(
             say(f"[{trial.number + 1}/{min(trials, search.size)}] {told}  {drawn}")
     running = study.running()
     if running:
-        say(f"{running} trials are still trained by other processes; the same command waits for none of them")
+        say(f"not finished yet, since other processes are at work on them: {running} of the trials")
     if (out / "best.toml").exists():
         return out / "best.toml"
     if running:
