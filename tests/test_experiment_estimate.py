@@ -8,7 +8,7 @@ import pytest
 from tiny_job import make_config, raw_config, write_config
 from typer.testing import CliRunner
 
-from vlm2rec.cli import app
+from vlm2rec.cli.verbs import app
 from vlm2rec.config import Config, parse_config, read_toml
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split

@@ -14,7 +14,7 @@ from test_seqrec import SMALL
 from tiny_job import raw_config, write_config
 from typer.testing import CliRunner
 
-from vlm2rec.cli import app
+from vlm2rec.cli.verbs import app
 from vlm2rec.compare import holm
 from vlm2rec.config import parse_config, read_toml
 from vlm2rec.data.dataset import Dataset

@@ -122,7 +122,8 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     blind = from_sequences([[0, 1, 2, 3]] * 3, 4)  # type: ignore[operator]
     wrong = [
-        (tiny_dataset, {"kind": "bert", "path": str(tmp_path)}, "no tokenizer"),
+        (tiny_dataset, {"kind": "bert", "path": str(tmp_path)}, r"config\.json is missing"),
+        (tiny_dataset, {"kind": "bert", "path": str(tmp_path / "none")}, "no such folder"),
         (tiny_dataset, {"kind": "bert", "path": str(clip)}, "no text encoder"),
         (tiny_dataset, {"kind": "clip", "path": str(bert)}, "no CLIP"),
         (tiny_dataset, {"kind": "pair", "text": str(bert), "image": str(bert)}, "no picture encoder"),
@@ -135,7 +136,7 @@ def test_what_does_not_fit_is_one_line(
         assert not (tmp_path / "run").exists()
 
 
-def test_shards_that_stand_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_shards_that_stand_are_taken_as_they_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     asked: list[int] = []
 
     def embed(rows: object, dies: bool = False) -> dict[str, torch.Tensor]:
@@ -148,8 +149,9 @@ def test_shards_that_stand_are_taken_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         in_shards(range(7), ids, lambda rows: embed(rows, dies=True), tmp_path / "items", "items", 2)
     asked.clear()
+    assert "shards are done" not in capfd.readouterr().err
     table = in_shards(range(7), ids, embed, tmp_path / "items", "items", 2)
-    assert asked == [4, 5, 6]
+    assert asked == [4, 5, 6] and capfd.readouterr().err == "items: 2 of 4 shards are done\n"
     np.testing.assert_array_equal(table["fused"][:, 0], np.arange(7))
     assert [path.name for path in tmp_path.iterdir()] == ["items"]
 

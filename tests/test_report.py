@@ -12,7 +12,7 @@ from fake_run import FakeSource, fake_dataset, fake_run, older
 from PIL import Image
 from typer.testing import CliRunner
 
-from vlm2rec.cli import app
+from vlm2rec.cli.verbs import app
 from vlm2rec.compare import compare
 from vlm2rec.config import load_config
 from vlm2rec.data.prepare import prepare

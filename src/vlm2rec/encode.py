@@ -19,7 +19,7 @@ from vlm2rec.data.dataset import Catalogue
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder
 from vlm2rec.process import rank, world
-from vlm2rec.progress import progress
+from vlm2rec.progress import notice, progress
 from vlm2rec.runs import replacing
 
 _SHARD = 128
@@ -87,6 +87,8 @@ def in_shards(
     parts = out.with_name(out.name + ".parts")
     paths = {start: parts / f"{start:09d}.npz" for start in range(0, len(rows), shard)}
     seconds, made = 0.0, 0
+    if there := sum(path.exists() for path in paths.values()):
+        notice(f"{title}: {there} of {len(paths)} shards are done")
     with progress(title, len(rows)) as tell, together or nullcontext():
         own = list(paths)[rank() :: world()]
         for start, after in zip_longest(own, own[1:]):

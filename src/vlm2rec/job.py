@@ -7,7 +7,6 @@ already lists it, so running again continues.
 Several processes share what comes up to `encode`, all on one shared folder; the first one does the rest alone.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from vlm2rec import parallel
-from vlm2rec.config import Config, load_config, parse_override
+from vlm2rec.config import Config, sweep_configs
 from vlm2rec.data.candidates import draw_candidates
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.sources.shop import HALVES, Half, ShopWorld, prepared_oracle, world_of
@@ -35,13 +34,13 @@ from vlm2rec.errors import InputError
 from vlm2rec.methods import build
 from vlm2rec.methods.base import Embedder
 from vlm2rec.process import rank, world
-from vlm2rec.runs import Run, read_json, read_metrics, replacing, write_json
+from vlm2rec.progress import notice
+from vlm2rec.runs import STAGES, Run, read_json, read_metrics, replacing, write_json
 from vlm2rec.runs import find_runs as find_runs
 from vlm2rec.tasks import CANDIDATE_SETS, DRAWN, Table, metrics_of, rank_users, ranks_table
 
 Say = Callable[[str], None]
 
-STAGES = ("reference", "train", "encode", "evaluate", "seqrec", "report")
 _SHARED = STAGES[:3]
 
 
@@ -56,7 +55,11 @@ def run(config: Config, out: Path, shared: Path | None = None, until: str = "rep
     """
     parallel.start()
     job = Job(config, Dataset.load(config.data.path), out, shared)
-    for stage in STAGES[: STAGES.index(until) + 1]:
+    wanted = STAGES[: STAGES.index(until) + 1]
+    done = [stage for stage in wanted if job.run.is_done(stage)]
+    if done and len(done) < len(wanted):
+        notice(f"{out}: continues after {', '.join(done)}")
+    for stage in wanted:
         if stage not in _SHARED and not parallel.part():
             break
         job.run.stage(stage, getattr(job, stage))
@@ -91,15 +94,9 @@ def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> 
 
     Runs that are done are skipped, so a sweep that was stopped goes on when it is called again.
     """
-    fixed, axes = _axes(overrides)
-    configs = [
-        (values, load_config(path, [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]))
-        for values in itertools.product(*axes.values())
-    ]
+    configs = sweep_configs(path, overrides)
     folders = []
-    for number, (values, config) in enumerate(configs, start=1):
-        name = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(axes, values, strict=True)) or "run"
-        name = name.replace("/", "_")  # a path, say
+    for number, (name, config) in enumerate(configs, start=1):
         say(f"[{number}/{len(configs)}] {out / name}")
         run(config, out / name, shared=out / ".shared")
         folders.append(out / name)
@@ -290,22 +287,3 @@ class Job:
         if "trainable" in self.run.manifest:
             cost["trainable"] = self.run.manifest["trainable"]
         return cost
-
-
-def _axes(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split overrides into those with one value and those that list several."""
-    fixed: list[str] = []
-    axes: dict[str, list[str]] = {}
-    for override in overrides:
-        path, value = parse_override(override)
-        text = override.partition("=")[2]
-        if "," in text and isinstance(value, str) and value == text.strip():  # not a list, nor a string in quotes
-            axes[".".join(path)] = [part.strip() for part in text.split(",") if part.strip()]
-            listed = axes[".".join(path)]
-            if not listed:
-                raise InputError(f"--set {override}: lists no value; write it as section.key=a,b,c")
-            if len(set(listed)) < len(listed):
-                raise InputError(f"--set {override}: lists a value twice; leave one of the two out")
-        else:
-            fixed.append(override)
-    return fixed, axes

@@ -2,7 +2,12 @@
 
 import ctypes
 import os
+import signal
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
@@ -16,6 +21,30 @@ def world() -> int:
 def rank() -> int:
     """Which of them this is. The first, 0, writes and speaks for all."""
     return int(os.environ.get("RANK") or 0) if world() > 1 else 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. What cleans up after Ctrl-C cleans up after it too."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, which would else end the process with nothing cleaned up and nothing said.
+
+    Not where several processes share a run: there it comes from whoever started them, when one of them has failed.
+    """
+    if world() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def settle() -> None:

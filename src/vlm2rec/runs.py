@@ -26,6 +26,9 @@ from vlm2rec.config import Config, config_toml, parse_config
 from vlm2rec.errors import InputError
 from vlm2rec.process import rank
 
+STAGES = ("reference", "train", "encode", "evaluate", "seqrec", "report")
+"""What a run does, in this order; `vlm2rec.job` has the work of each."""
+
 _PACKAGES = ("vlm2rec", "torch", "transformers", "peft", "accelerate", "numpy", "polars")
 
 
@@ -44,9 +47,26 @@ class Run:
         Raises:
             InputError: `path` holds something else, or a run of another configuration.
         """
+        run = cls.existing(path, config)
+        if run is not None:
+            return run
+        path.mkdir(parents=True, exist_ok=True)
+        manifest = {"schema": 1, "seed": config.seed, "versions": _versions(), "done": {}}
+        run = cls(path, config, manifest)
+        write_text(path / "config.toml", config_toml(config))
+        run.record()
+        return run
+
+    @classmethod
+    def existing(cls, path: Path, config: Config) -> "Run | None":
+        """The run that `create` would go on with, or None where it would make a new one. Writes nothing.
+
+        Raises:
+            InputError: `path` holds something else, or a run of another configuration.
+        """
         if (path / "manifest.json").exists():
             run = cls.open(path)
-            different = _difference(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
+            different = difference(run.config.model_dump(mode="json"), config.model_dump(mode="json"))
             if different:
                 raise InputError(
                     f"{path}: is a run of another config ({different}); give another --out, or remove the folder"
@@ -54,12 +74,7 @@ class Run:
             return run
         if path.exists() and not (path.is_dir() and all(_of_a_start(file.name) for file in path.iterdir())):
             raise InputError(f"{path}: exists and is no run directory; give another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        manifest = {"schema": 1, "seed": config.seed, "versions": _versions(), "done": {}}
-        run = cls(path, config, manifest)
-        write_text(path / "config.toml", config_toml(config))
-        run.record()
-        return run
+        return None
 
     @classmethod
     def open(cls, path: Path) -> "Run":
@@ -190,6 +205,32 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """As `locked`, without waiting: whether the lock was free, in which case it is held until the block ends."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def difference(old: Any, new: Any, where: str = "") -> str:
+    """The first place at which two configurations differ, for a message; empty if they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old.keys() | new.keys():
+            found = difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{where} is {old!r} there, {new!r} here"
+
+
 def _renamed(config: dict[str, Any]) -> dict[str, Any]:
     """A manifest's configuration in today's words: `prompt.combine` was `prompt.sum`, and said raw or unit."""
     prompt = dict(config.get("prompt", {}))
@@ -211,14 +252,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _difference(old: Any, new: Any, where: str = "") -> str:
-    """The first place at which two configurations differ, for a message; empty if they are equal."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            found = _difference(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{where} is {old!r} there, {new!r} here"

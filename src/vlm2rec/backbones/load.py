@@ -27,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import vlm2rec.backbones.efficientnet  # noqa: F401  registers EfficientNet-Lite0 with the Auto classes
 from vlm2rec.backbones import attention
+from vlm2rec.backbones.hub import locate, shortened
 from vlm2rec.backbones.vision import VisionTower, Visual
 from vlm2rec.config import BackboneConfig
 from vlm2rec.errors import InputError
@@ -166,9 +167,8 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
         )
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"backbone.path = {settings.path!r}: no model could be loaded from it ({reason});"
+            f"backbone.path = {settings.path!r}: no model could be loaded from it ({shortened(error)});"
             " give the folder of a Hugging Face checkpoint, a hub name, or nano"
         ) from None
     if found["missing_keys"]:  # transformers fills them with random numbers
@@ -286,4 +286,4 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _resolve(path: str) -> str:
-    return str(BUILT_IN) if path == "nano" else path
+    return str(BUILT_IN) if path == "nano" else locate(path, "backbone.path")

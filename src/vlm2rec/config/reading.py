@@ -68,11 +68,11 @@ def config_toml(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def parse_override(override: str) -> tuple[list[str], Any]:
+def parse_override(override: str, option: str = "--set") -> tuple[list[str], Any]:
     """Split `a.b=value` into its path and its value; the value is read as TOML, else as a bare string."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.strip().split(".")):
-        raise InputError(f"--set {override}: write it as section.key=value")
+        raise InputError(f"{option} {override}: write it as section.key=value")
     return key.strip().split("."), _value(text.strip())
 
 

@@ -5,7 +5,21 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vlm2rec.config.methods import Method, VLM2Rec
+from vlm2rec.config.methods import (
+    CLIP,
+    SLIM,
+    Bert,
+    GRU4Rec,
+    Hybrid,
+    ItemKNN,
+    Method,
+    Pair,
+    PopRec,
+    Random,
+    SASRec,
+    Transfer,
+    VLM2Rec,
+)
 from vlm2rec.config.sections import (
     BackboneConfig,
     DataConfig,
@@ -45,6 +59,25 @@ class Config(Section):
     monitor: MonitorConfig = MonitorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seqrec: SeqRecConfig = SeqRecConfig()
+
+    def checkpoints(self) -> dict[str, str]:
+        """The checkpoints that the method loads, without the built-in `nano`: key -> folder or hub name."""
+        method = self.method
+        match method:
+            case PopRec() | ItemKNN() | Random() | SASRec() | GRU4Rec() | Hybrid() | Transfer():
+                return {}
+            case Bert() | CLIP():
+                return {"method.path": method.path}
+            case Pair():
+                return {"method.text": method.text, "method.image": method.image}
+        found = {"backbone.path": self.backbone.path}
+        if isinstance(method, SLIM):
+            if method.encoder == "bert":
+                found["method.text_encoder"] = method.text_encoder
+            if method.teacher == "model" and method.teacher_path is not None:
+                found["method.teacher_path"] = method.teacher_path
+        built_in = ("backbone.path", "method.teacher_path")  # where `nano` stands for it
+        return {key: name for key, name in found.items() if not (name == "nano" and key in built_in)}
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2rec.config import override_all, read_toml
+from vlm2rec.data.dataset import Dataset
 from vlm2rec.errors import InputError
 from vlm2rec.experiments.datasets import write_statistics
 from vlm2rec.experiments.paper import ALL, EXPERIMENTS
@@ -14,8 +15,7 @@ from vlm2rec.experiments.schedule import Task, default_jobs, run_all
 from vlm2rec.experiments.shop import packaged, shop
 from vlm2rec.experiments.spec import Experiment
 from vlm2rec.experiments.tables import Results, write_tables
-from vlm2rec.job import STAGES
-from vlm2rec.runs import Run, read_json, write_json
+from vlm2rec.runs import STAGES, Run, read_json, write_json
 
 SEEDS = (0, 1, 2, 3, 4)
 """The paper's five."""
@@ -62,6 +62,8 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
     """
     plans, raw = make_plans(asked, say)
     pages = [_Page(plan, raw, asked.out, say) for plan in plans if plan.cells]
+    for page in pages:  # all rows of a page are of one data set, and without it none can be run
+        Dataset.load(page.plan.shown[0].config.data.path)
     for plan in (plan for plan in plans if not plan.cells):
         say(write_statistics(plan.experiment, raw, asked.out))
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vlm2rec import parallel
 from vlm2rec.config import TrainingConfig
 from vlm2rec.process import rank, world
-from vlm2rec.progress import progress
+from vlm2rec.progress import notice, progress
 from vlm2rec.runs import read_json, replacing_folder, write_json
 from vlm2rec.training.log import Log, MetricsLog, Silence
 
@@ -121,6 +121,8 @@ def fit(
     state = checkpoints.resume()
     parallel.barrier()  # before anything is written anew
     total = settings.epochs * steps_per_epoch
+    if state.step and not _is_over(state, total, patience):
+        notice(f"{title}: continues at step {state.step} of {total}")
     log = MetricsLog(folder / "metrics.jsonl", state.step, state.validated, state.probed) if rank() == 0 else Silence()
     saved_at = time.monotonic()
     with progress(title, total, state.step) as tell:
@@ -134,8 +136,7 @@ def fit(
                 if _validate(validate, state, epoch, log, title):
                     checkpoints.save_best(epoch)
                 checkpoints.save(state)
-            over = state.step >= total or state.stopped is not None
-            over |= patience is not None and state.validated - state.best_epoch >= patience
+            over = _is_over(state, total, patience)
             if probe is not None and state.probed < state.step and (over or state.step in probe_steps):
                 tell(state.step, "probing")
                 module.eval()
@@ -177,6 +178,12 @@ def fit(
     checkpoints.load_best()
     module.eval()
     return state
+
+
+def _is_over(state: State, total: int, patience: int | None) -> bool:
+    """Whether there is no step left to take: all were, a probe has ended training, or patience has."""
+    impatient = patience is not None and state.validated - state.best_epoch >= patience
+    return state.step >= total or state.stopped is not None or impatient
 
 
 def _validate(validate: Validate | None, state: State, epoch: int, log: Log, title: str) -> bool:
