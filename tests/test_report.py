@@ -339,7 +339,7 @@ def test_the_diagnosis_and_how_it_came_about(runs, tmp_path):
     vanilla, sft, ours = page.blocks
     assert (vanilla.status, sft.status, ours.status) == ("unbalanced", "collapsed", "balanced")
     diagnosis = json.loads((runs[1] / "results.json").read_text())["diagnosis"]
-    assert list(sft.verdict) == diagnosis["verdict"] and "fallen below its start" in sft.meaning
+    assert list(sft.verdict) == diagnosis["verdict"] and "significantly less than it did before training" in sft.meaning
     assert sft.warnings == (
         "step 100: pictures had fallen below their start by .051 of N@20 (95% −.070 to −.030), seed 0",
         "step 100: pictures had fallen below their start by .051 of N@20 (95% −.070 to −.030), seed 1",
@@ -370,10 +370,29 @@ def test_the_diagnosis_and_how_it_came_about(runs, tmp_path):
 def test_seeds_that_differ_are_told(runs, tmp_path):
     other = shutil.copytree(runs[2], tmp_path / "run")
     results = json.loads((other / "results.json").read_text())
-    results["diagnosis"]["status"] = "harmful"
+    del results["diagnosis"]["change"]  # the evidence counts, not what an older version wrote above it
+    results["diagnosis"]["fusion"] |= {"difference": -0.1, "low": -0.2, "high": -0.05}
+    for own in results["diagnosis"]["dropout"].values():
+        own |= {"N@20": 0.4, "low": 0.3, "high": 0.5}
     (other / "results.json").write_text(json.dumps(results))
     page = build(compare([runs[1], other]), None)
     assert page.blocks[0].status == "collapsed (1 of 2 seeds), harmful (1)"
+
+
+def test_a_model_that_cannot_read_pictures_is_told_of_untrained_too(runs, tmp_path):
+    """An older run says "collapsed" of it; a vanilla one has no finding but that."""
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["diagnosis"].pop("change", None)
+    results["diagnosis"]["status"] = "collapsed"
+    chance = results["diagnosis"]["chance"]
+    results["diagnosis"]["dropout"]["v2f"] = {"N@20": chance, "low": chance - 0.01, "high": chance + 0.01}
+    (run / "results.json").write_text(json.dumps(results))
+    comparison = compare([run])
+    (block,) = build(comparison, None).blocks
+    assert (block.status, block.css) == ("at chance", "at-chance") and "cannot read a modality" in block.meaning
+    assert "Vanilla: at chance" in [finding.heading for finding in findings(comparison)]
+    assert not any("ollapsed" in finding.text for finding in findings(comparison))
 
 
 def test_rare_items(runs, tmp_path):

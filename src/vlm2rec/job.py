@@ -30,6 +30,7 @@ from vlm2rec.diagnostics.dropout import dropout_counts
 from vlm2rec.diagnostics.measure import read_users, write_users
 from vlm2rec.diagnostics.missing import CASES, missing_parts
 from vlm2rec.diagnostics.space import Rows
+from vlm2rec.diagnostics.status import status
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.methods import build
@@ -83,7 +84,8 @@ def diagnose_run(out: Path) -> dict[str, Any]:
         job = Job(run.config, Dataset.load(run.config.data.path), out)
         results |= job._diagnose().figures()
         write_json(out / "results.json", results)
-    return results
+    # From the evidence: in older runs "collapsed" means "at chance" too.
+    return results | {"diagnosis": results["diagnosis"] | {"status": status(results["diagnosis"])}}
 
 
 def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> list[Path]:

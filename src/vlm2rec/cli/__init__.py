@@ -191,6 +191,9 @@ def diagnose(
     image_users: Annotated[Path | None, typer.Option(help="Picture vectors of the users' histories.")] = None,
     max_history: Annotated[int, typer.Option(min=1, help="Events of a history that are kept (files only).")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Draws candidates and samples (files only).")] = 0,
+    first_id: Annotated[
+        int | None, typer.Option(min=0, help="Id of row 0, for vectors without ids: 1 where ids are counted from 1.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Does the model look at both modalities? A verdict with its evidence, for a run or for anybody's embeddings."""
@@ -198,7 +201,7 @@ def diagnose(
 
     notes: list[str] = []
     if run_folder is not None:
-        if any((text, image, sequences, text_users, image_users)):
+        if any((text, image, sequences, text_users, image_users)) or first_id is not None:
             raise InputError("diagnose: give a run, or files with --text, --image and --sequences, not both")
         from vlm2rec.job import diagnose_run
 
@@ -209,7 +212,9 @@ def diagnose(
         from vlm2rec.diagnostics.files import diagnose_files
 
         users = {"text_users": text_users, "image_users": image_users}
-        diagnosis, notes = diagnose_files(text, image, sequences, max_history=max_history, seed=seed, **users)
+        diagnosis, notes = diagnose_files(
+            text, image, sequences, max_history=max_history, seed=seed, first_id=first_id, **users
+        )
         found = diagnosis.figures()
     if as_json:
         shown = {name: found[name] for name in ("dropout", "geometry", "diagnosis")}

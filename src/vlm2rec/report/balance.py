@@ -10,6 +10,7 @@ import numpy as np
 
 from vlm2rec.comparison import VIEWS, Method
 from vlm2rec.diagnostics.describe import STATUS
+from vlm2rec.diagnostics.status import status
 from vlm2rec.grid import Grid
 from vlm2rec.metrics import mean_interval
 from vlm2rec.report.curves import seeds
@@ -95,6 +96,11 @@ class Block:
     bars: tuple[Panel, ...]
     curves: tuple[Panel, ...]
 
+    @property
+    def css(self) -> str:
+        """The status as a class: that of most seeds, where they differ."""
+        return self.status.partition(" (")[0].replace(" ", "-")
+
 
 def blocks(methods: Sequence[Method], chance: Mapping[str, float], logs: Logs) -> list[Block]:
     """One for each method whose modalities were measured apart. `chance`: candidate set -> N@20 of knowing nothing."""
@@ -123,7 +129,7 @@ def _block(method: Method, chance: Mapping[str, float], logs: Logs) -> Block:
     return Block(
         name,
         status_of(method),
-        STATUS.get(str(found.get("status")), "").partition(": ")[2],
+        STATUS[status(found)].partition(": ")[2] if found else "",
         tuple(map(str, found.get("verdict", ()))),
         _note(method),
         "" if found else f"vlm2rec diagnose {quote(str(method.runs[0].path))}",
@@ -221,5 +227,8 @@ def _warning(line: Mapping[str, Any], seed: int | None) -> str:
     numbers = [line.get(key) for key in ("difference", "low", "high")]
     if all(isinstance(value, int | float) for value in numbers):
         change, low, high = (number(float(value)) for value in numbers if value is not None)
-        said += f" by {change.removeprefix('−')} of N@20 (95% {low} to {high})"
+        users = f", {line['users']:,} validation users" if "users" in line else ""
+        # Older runs were warned by an interval of 95% at every probe.
+        level = f"{line['level']:.2%} interval, corrected for all probes," if "level" in line else "95%"
+        said += f" by {change.removeprefix('−')} of N@20 ({level} {low} to {high}{users})"
     return said + ("" if seed is None else f", seed {seed}")
