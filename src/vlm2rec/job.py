@@ -35,6 +35,7 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.methods import build
 from vlm2rec.methods.base import Embedder
+from vlm2rec.methods.baselines import keep_baselines
 from vlm2rec.process import rank, world
 from vlm2rec.runs import Run, read_json, read_metrics, replacing, write_json
 from vlm2rec.runs import find_runs as find_runs
@@ -46,17 +47,20 @@ STAGES = ("reference", "train", "encode", "evaluate", "seqrec", "report")
 _SHARED = STAGES[:3]
 
 
-def run(config: Config, out: Path, shared: Path | None = None, until: str = "report") -> Run:
+def run(config: Config, out: Path, shared: Path | None = None, until: str = "report", quick: bool = False) -> Run:
     """Do the whole job of one method and one seed, or what is left of it; stop after the stage `until`.
 
-    `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0. Several
-    processes must all call this; those but the first come back when there is nothing left for them.
+    `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0. `quick`
+    marks a run whose settings are for a look, so that whatever shows it can say so. Several processes must all call
+    this; those but the first come back when there is nothing left for them.
 
     Raises:
         InputError: the data set, the backbone or the directory cannot be used.
     """
     parallel.start()
     job = Job(config, Dataset.load(config.data.path), out, shared)
+    if quick:
+        job.run.record(quick=True)
     for stage in STAGES[: STAGES.index(until) + 1]:
         if stage not in _SHARED and not parallel.part():
             break
@@ -199,10 +203,11 @@ class Job:
             results["reference"] = read_json(self.out / "reference.json", "reference")
         results["retrieval"] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
         results["cold"] = by_frequency(ranks, self.split)
+        results["cost"] = self._cost(time.monotonic() - began)
+        results["baselines"] = keep_baselines(self.run, self.split, self.users, self.shared)
         if "world" in self.dataset.items.columns:
             results["oracle"] = self._oracle()
         results["validation"] = self.run.manifest["done"]["train"].get("validation", {})
-        results["cost"] = self._cost(time.monotonic() - began)
         with replacing(self.out / "users.parquet") as temporary:
             ranks.write_parquet(temporary)
         write_json(self.out / "results.json", results)

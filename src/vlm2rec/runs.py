@@ -5,6 +5,7 @@ config.toml    what was asked for            manifest.json  versions, data finge
 metrics.jsonl  one JSON object a line        checkpoints/   to continue from
 model/         the trained encoder           items/         EmbeddingTable of the catalogue
 users.parquet  ranks of every evaluated user results.json   the figures
+baselines.parquet  the same ranks of popularity, item-kNN and chance
 ```
 
 Files are written beside their place and renamed into it, and a stage is listed in the manifest only when all of
@@ -25,6 +26,9 @@ from typing import Any
 from vlm2rec.config import Config, config_toml, parse_config
 from vlm2rec.errors import InputError
 from vlm2rec.process import rank
+
+BASELINES = "baselines.parquet"
+"""Ranks of popularity, item-kNN and chance, rows as in `users.parquet`; runs from before they were kept have none."""
 
 _PACKAGES = ("vlm2rec", "torch", "transformers", "peft", "accelerate", "numpy", "polars")
 
@@ -69,6 +73,11 @@ class Run:
             raise InputError(f"{path}: manifest.json is not that of a run; give a folder that `vlm2rec run` wrote")
         config = parse_config(_renamed(manifest["config"]), origin=str(path / "manifest.json"))
         return cls(path, config, manifest)
+
+    @property
+    def quick(self) -> bool:
+        """Whether it was made with --quick: a look, not a result."""
+        return bool(self.manifest.get("quick"))
 
     def record(self, **entries: Any) -> None:
         """Put entries into the manifest and write it; of several processes that share the run, the first writes."""

@@ -32,13 +32,13 @@ _PROBES: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
     (
         "monitor",
-        "N@20 of the monitored users",
+        "N@20",
         "N@20",
         (("fused", "f2f", "f2f"), ("text", "t2f", "t2f"), ("image", "v2f", "v2f")),
     ),
     (
         "separability",
-        "separability S of the monitored",
+        "separability S",
         "S",
         (("fused", "fused", "S_fused"), ("text", "text", "S_text"), ("image", "pictures", "S_image")),
     ),
@@ -109,19 +109,14 @@ def blocks(methods: Sequence[Method], chance: Mapping[str, float], logs: Logs) -
 
 def _block(method: Method, chance: Mapping[str, float], logs: Logs) -> Block:
     found, name = diagnosis_of(method), display(method.label)
-    panels = [
-        Panel(
-            f"{key}-{slug(method.label)}",
-            LineChart(
-                f"{name}: {title}" if len(name) <= _LONG else title[0].upper() + title[1:],
-                [one for css, label, probe in curves for one in seeds(method, logs, "probe", probe, css, label)],
-                "training step",
-                axis,
-                log_x=True,
-            ),
-        )
-        for key, title, axis, curves in _PROBES
-    ]
+    panels = []
+    for key, title, axis, curves in _PROBES:
+        # Test's N@20 is of other users among other candidates: the same name must not stand for both.
+        pool = "" if key == "gradients" else f", {_watched(method, logs)}"
+        heading = f"{name}: {title}" if len(name) <= _LONG else title[0].upper() + title[1:]
+        series = [one for css, label, probe in curves for one in seeds(method, logs, "probe", probe, css, label)]
+        chart = LineChart(f"{heading}{pool}", series, "training step", f"{axis}{pool}", log_x=True)
+        panels.append(Panel(f"{key}-{slug(method.label)}", chart))
     groups = _bars(method)
     levels = {round(chance[group.label], 4) for group in groups if group.label in chance}
     level = levels.pop() if len(levels) == 1 else None  # one line for both candidate sets, if it is the same
@@ -141,6 +136,12 @@ def _block(method: Method, chance: Mapping[str, float], logs: Logs) -> Block:
         without_empty([Panel(f"modalities-{slug(method.label)}", bars)]),
         without_empty(panels),
     )
+
+
+def _watched(method: Method, logs: Logs) -> str:
+    """Whom the monitor looked at; how many of them older runs do not say."""
+    counts = {line["users"] for run in method.runs for line in logs.lines(run.path, "probe") if "users" in line}
+    return f"{counts.pop():,} validation users" if len(counts) == 1 else "validation users"
 
 
 def _note(method: Method) -> str:

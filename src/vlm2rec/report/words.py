@@ -20,6 +20,7 @@ NAMES = {
     "poprec": "PopRec",
     "itemknn": "item-kNN",
     "random": "Random",
+    "chance": "Chance",
     "sasrec": "SASRec",
     "gru4rec": "GRU4Rec",
     "bert": "BERT",
@@ -148,7 +149,7 @@ def _fusion(both: float, text: float, image: float) -> str:
 
 def _duels(comparison: Comparison) -> Iterator[Finding]:
     """VLM2Rec against SFT, on everything tested of fused and picture queries."""
-    kinds = {method.label: method.kind for method in comparison.methods}
+    kinds = {method.label: method.kind for method in comparison.rows}
     pairs = dict.fromkeys((test.first, test.second) for test in comparison.tests)
     for first, second in pairs:
         if (kinds[first], kinds[second]) != ("vlm2rec", "sft"):
@@ -159,7 +160,9 @@ def _duels(comparison: Comparison) -> Iterator[Finding]:
         if said:
             users, made = next(iter(tests.values())).users, len(comparison.tests)
             note = f" Paired over {users} users; p after Holm's correction over {made} comparisons."
-            text = "; ".join(said)
+            # What one seed shows another may not: that belongs into the sentence that says who is ahead.
+            on_one = "on one seed, " if any(test.seeds < 2 for test in tests.values()) else ""
+            text = on_one + "; ".join(said)
             yield Finding(f"{display(first)} against {display(second)}", f"{text[0].upper()}{text[1:]}.{note}")
 
 
@@ -174,7 +177,7 @@ def _verdict(test: PairedTest) -> str:
 
 def _sanity(comparison: Comparison) -> Iterator[Finding]:
     """The best counting method against the best learned method, on each candidate set."""
-    counting = [method for method in comparison.methods if method.kind in COUNTING and method.kind != "random"]
+    counting = [method for method in comparison.rows if method.kind in COUNTING and method.kind != "random"]
     learned = [method for method in comparison.methods if method.kind not in COUNTING]
     said = []
     for name in SETS:
