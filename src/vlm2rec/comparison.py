@@ -125,6 +125,12 @@ class Comparison:
         """Whether a run was made with --quick."""
         return any(run.quick for method in self.methods for run in method.runs)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What was said when the runs began: that a backbone cannot read the titles, say. Each once."""
+        runs = (run for method in self.methods for run in method.runs)
+        return list(dict.fromkeys(line for run in runs for line in run.results().get("warnings", ())))
+
     def table(self, style: Style = "text") -> str:
         """All tables, and what the settings differ in, as one string for a terminal, a Markdown or a LaTeX file.
 
@@ -139,7 +145,7 @@ class Comparison:
             f"{key}: " + ", ".join(f"{label} {value}" for label, value in values.items())
             for key, values in self.differences.items()
         ]
-        for note in filter(None, (self.not_counted, *notes)):
+        for note in filter(None, (*(f"warning: {line}" for line in self.warnings), self.not_counted, *notes)):
             parts.append(f"% {note}" if style == "latex" else note)
         return "\n\n".join(parts) + "\n"
 

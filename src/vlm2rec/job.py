@@ -36,6 +36,7 @@ from vlm2rec.errors import InputError
 from vlm2rec.methods import build
 from vlm2rec.methods.base import Embedder
 from vlm2rec.methods.baselines import keep_baselines
+from vlm2rec.methods.reading import unreadable, warn, warn_ahead
 from vlm2rec.process import rank, world
 from vlm2rec.runs import Run, read_json, read_metrics, replacing, write_json
 from vlm2rec.runs import find_runs as find_runs
@@ -102,6 +103,7 @@ def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> 
         (values, load_config(path, [*fixed, *(f"{key}={value}" for key, value in zip(axes, values, strict=True))]))
         for values in itertools.product(*axes.values())
     ]
+    warn_ahead(config for _, config in configs)
     folders = []
     for number, (values, config) in enumerate(configs, start=1):
         name = "-".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(axes, values, strict=True)) or "run"
@@ -131,6 +133,9 @@ class Job:
             )
         if not self._is_done("encode"):  # tried before a directory is made
             self.method.check(trained=self._is_done("train"))
+        # Before anything costly, and again where a run is continued: the results are to carry it.
+        self.warnings = [] if self._is_done("evaluate") else unreadable(self.config, self.dataset)
+        warn(self.warnings)
         if all(len(self.split.seen(user)) == self.split.n_items for user in range(self.split.n_users)):
             raise InputError(f"{self.config.data.path}: every user has every item, so there is nothing to choose from")
         if rank() == 0:
@@ -205,6 +210,8 @@ class Job:
         results["cold"] = by_frequency(ranks, self.split)
         results["cost"] = self._cost(time.monotonic() - began)
         results["baselines"] = keep_baselines(self.run, self.split, self.users, self.shared)
+        if self.warnings:
+            results["warnings"] = self.warnings
         if "world" in self.dataset.items.columns:
             results["oracle"] = self._oracle()
         results["validation"] = self.run.manifest["done"]["train"].get("validation", {})

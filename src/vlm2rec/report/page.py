@@ -50,6 +50,8 @@ class Page:
     several_seeds: bool
     candidate_seed: int
     chance: str
+    warnings: Sequence[str]
+    """What was said when the runs began."""
     findings: Sequence[Finding]
     retrieval: Sheet
     not_counted: str
@@ -102,6 +104,7 @@ def build(comparison: Comparison, title: str | None) -> Page:
         several_seeds=any(len(method.seeds) > 1 for method in methods),
         candidate_seed=first.config.evaluation.candidate_seed,
         chance=number(chance) if chance is not None else "unknown",
+        warnings=comparison.warnings,
         findings=findings(comparison),
         retrieval=tables.retrieval(comparison),
         differences={
