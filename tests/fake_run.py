@@ -18,6 +18,7 @@ from vlm2rec.diagnostics.dropout import cosine_counts
 from vlm2rec.diagnostics.measure import measure
 from vlm2rec.diagnostics.verdict import conclude
 from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.methods.baselines import keep_baselines
 from vlm2rec.metrics import ndcg, summarise
 from vlm2rec.runs import Run, read_metrics, write_json
 
@@ -127,6 +128,14 @@ def fake_run(
     return out
 
 
+def counted(run: Path, dataset: Dataset) -> Path:
+    """Give a run what a job counts beside it."""
+    split = Split(dataset)
+    found = keep_baselines(Run.open(run), split, np.arange(split.n_users), None)
+    write_json(run / "results.json", json.loads((run / "results.json").read_text()) | {"baselines": found})
+    return run
+
+
 def older(run: Path) -> Path:
     """Make a run as it was before there were diagnoses, probes and buckets of rare items."""
     results = json.loads((run / "results.json").read_text())
@@ -155,7 +164,7 @@ def _rank(split, users, targets, items, histories, candidate_seed, kind):
     everything = np.array([[item for item in range(split.n_items) if item != target] for target in targets])
     unseen = everything.copy()
     for user in users:
-        unseen[user, np.isin(unseen[user], split.history(int(user), "test"))] = -1
+        unseen[user, np.isin(unseen[user], split.past(int(user), "test"))] = -1
     retrieval, frames = {}, []
     asked = [("retrieval", "fused", name) for name in ("sampled", "matched", "full", "full_unseen")]
     if kind not in COUNTING:

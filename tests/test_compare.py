@@ -7,12 +7,14 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from fake_run import fake_dataset, fake_run
+from fake_run import FakeSource, counted, fake_dataset, fake_run
 from scipy.stats import ttest_rel
 
 from vlm2rec.compare import compare, holm, paired_test
+from vlm2rec.data.prepare import prepare
 from vlm2rec.errors import InputError
 from vlm2rec.metrics import ndcg
+from vlm2rec.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,88 @@ def test_chance_is_all_tied(runs):
     listed = pl.read_parquet(runs["poprec", 0] / "users.parquet").filter(pl.col("view") == "sampled")["candidates"]
     assert found.chance["sampled"] == pytest.approx(ndcg(np.zeros(len(listed), int), listed.to_numpy(), 20).mean())
     assert found.tests == ()
+
+
+def test_what_runs_counted_stands_beside_them(shop, runs, tmp_path):
+    """Also of one run alone; with every user's rank, so that it is tested as a run would be."""
+    run = counted(fake_run(tmp_path / "run", shop, "sft", 0, 1.0, 0.3), shop)
+    found = compare([run])
+    assert [m.label for m in found.methods] == ["sft"] and found.uncounted == ()
+    assert [m.label for m in found.rows] == ["chance (exact)", "poprec (counted)", "itemknn (counted)", "sft"]
+    kept = Run.open(run).results()["baselines"]
+    for method, name in zip(found.counted, ("chance", "poprec", "itemknn"), strict=True):
+        for view in ("sampled", "matched", "full", "full_unseen"):
+            assert {m: method.mean(f"retrieval.{view}.{m}") for m in kept[name][view]} == pytest.approx(
+                kept[name][view]
+            )
+    assert found.counted[0].mean("retrieval.sampled.N@20") == pytest.approx(found.chance["sampled"])
+    assert {(t.first, t.second) for t in found.tests} == {("sft", "poprec (counted)"), ("sft", "itemknn (counted)")}
+    ranks = pl.read_parquet(run / "baselines.parquet").filter(
+        (pl.col("task") == "itemknn") & (pl.col("view") == "full")
+    )
+    knn = ndcg(*(ranks.sort("user_id")[name].to_numpy() for name in ("above", "ties")), 20)
+    (test,) = [t for t in found.tests if (t.second, t.measure) == ("itemknn (counted)", "full.f2f")]
+    assert test.p == pytest.approx(ttest_rel(per_user(run, view="full"), knn).pvalue) and test.seeds == 1
+    for text in (found.text(), found.table("markdown"), found.table("latex")):
+        assert "chance (exact)" in text and "poprec (counted)" in text and "older runs" not in text
+    assert "itemknn (counted),retrieval.full.H@10,1," in found.summary_csv()
+
+
+def test_what_is_given_as_a_run_is_not_counted_twice(shop, runs, tmp_path):
+    run = counted(fake_run(tmp_path / "run", shop, "sft", 0, 1.0, 0.3), shop)
+    found = compare([run, runs["poprec", 0], runs["random", 0]])
+    assert [m.label for m in found.rows] == ["itemknn (counted)", "random", "poprec", "sft"]
+    assert "poprec (counted)" not in found.text() and "chance (exact)" not in found.text()
+
+
+def test_older_runs_say_what_they_did_not_count(runs):
+    found = compare([runs["sft", 0]])
+    assert [m.label for m in found.rows] == ["chance (exact)", "sft"]  # which follows from the candidates
+    note = "Not counted in these older runs: poprec and itemknn (method.kind=poprec,itemknn adds rows)."
+    assert note in found.text() and f"% {note}" in found.table("latex")
+    assert compare([runs["sft", 0], runs["poprec", 0]]).uncounted == ("itemknn",)
+
+
+def test_counts_of_other_candidates_are_refused(shop, tmp_path):
+    run = counted(fake_run(tmp_path / "run", shop, "sft"), shop)
+    path = run / "baselines.parquet"
+    pl.read_parquet(path).with_columns(pl.col("candidates") - 1).write_parquet(path)
+    with pytest.raises(InputError, match="counted for other users or candidates") as caught:
+        compare([run])
+    assert str(path) in str(caught.value)
+
+
+def test_on_how_many_seeds_a_test_rests(shop, runs):
+    """The fewest of either side; vanilla and counting are what they are, whatever the seed."""
+    found = compare(list(runs.values()))
+    seeds = {(t.first, t.second): t.seeds for t in found.tests}
+    assert set(seeds.values()) == {2} and "each user averaged over seeds" in found.text()
+    single = compare([runs["sft", 0], runs["vlm2rec", 0], runs["vlm2rec", 1]])
+    assert {t.seeds for t in single.tests} == {1}
+    assert "60 users, on one seed: how far another would move this is not known" in single.text()
+    mixed = compare([runs["vanilla", 0], runs["sft", 0], runs["vlm2rec", 0], runs["vlm2rec", 1]])
+    assert "each user averaged over seeds (on one seed alone: vlm2rec − sft, sft − vanilla)" in mixed.text()
+    assert next(csv.DictReader(io.StringIO(single.tests_csv())))["seeds"] == "1"
+
+
+def test_quick_runs_say_so(shop, tmp_path):
+    run = fake_run(tmp_path / "run", shop, "sft")
+    assert "quick" not in compare([run]).table("markdown")
+    Run.open(run).record(quick=True)
+    found = compare([run])
+    assert "**N@20 by candidate set (quick)**" in found.table("markdown")
+    assert all("(quick)" in line for line in found.table("latex").splitlines() if "caption" in line)
+    assert {row["made"] for row in csv.DictReader(io.StringIO(found.summary_csv()))} == {"quick"}
+
+
+def test_few_users_stand_in_brackets_and_none_is_best(tmp_path):
+    data = prepare(FakeSource(items=40, users=12), tmp_path / "data", k_core=0, picture_size=48)
+    found = compare([fake_run(tmp_path / kind, data, kind, 0, 1.0, v) for kind, v in (("sft", 0.1), ("vlm2rec", 0.9))])
+    assert found.evaluated_users == 12
+    for text in (found.text(), found.table("markdown")):
+        figure = f"({found.methods[0].mean('retrieval.sampled.N@20'):.4f})"
+        assert figure in text and "in brackets: fewer than 30 users" in text
+        assert "¹" not in text and "**0" not in text
 
 
 def test_settings_tell_groups_apart(shop, runs, tmp_path):

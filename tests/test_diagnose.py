@@ -76,7 +76,7 @@ def test_step_0_is_kept_for_each_user_and_paired(runs: dict[str, Path]) -> None:
         assert [change["low"], change["high"]] == pytest.approx([test.low, test.high])
     margins = [np.asarray(frame["margin_text"] >= frame["margin_image"]) for frame in (start, now)]
     assert found["diagnosis"]["strong"] == pytest.approx(
-        {"text": margins[1].mean(), "flipped": (margins[0] != margins[1]).mean()}
+        {"text": margins[1].mean(), "users": 40, "flipped": (margins[0] != margins[1]).mean()}
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import fake_dataset, fake_run
+from fake_run import counted, fake_dataset, fake_run
 
 from vlm2rec.comparison import Method
 from vlm2rec.data.dataset import Dataset
@@ -17,6 +17,7 @@ from vlm2rec.diagnostics.missing import CASES
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.experiments.charts import Bars, Sweep
+from vlm2rec.experiments.datasets import write_statistics
 from vlm2rec.experiments.lines import line_of
 from vlm2rec.experiments.ordering import order_notes
 from vlm2rec.experiments.paper import EXPERIMENTS
@@ -112,17 +113,26 @@ def test_figure_3_counts_users_and_leaves_out_empty_buckets(fakes: dict[str, lis
     for row, runs in fakes.items():
         for run in runs:
             best = 0.5 if row == "vlm2rec" else 0.2
-            bucket = {"1-5": {"users": 12, "sampled": best, "full": 0.1}, "21+": {"users": 3, "sampled": 0.4}}
+            few = {"users": 12, "sampled": best + 0.4, "full": 0.1}
+            bucket = {
+                "1-5": few,
+                "6-10": {"users": 40, "sampled": best, "full": 0},
+                "21+": {"users": 3, "sampled": 0.4},
+            }
             change(run, cold={"sasrec": bucket, "retrieval": bucket})
     text, rows = page("figure3", {row: fakes[row] for row in ("vlm_sft_ext", "vlm2rec")}, tmp_path)
     headers = [line.split("|")[3:-1] for line in text.splitlines() if line.startswith("| method") and "1-5" in line]
-    assert len(headers) == 2 and all([cell.strip() for cell in header] == ["1-5", "21+"] for header in headers)
+    assert len(headers) == 2 and all([cell.strip() for cell in header] == ["1-5", "6-10", "21+"] for header in headers)
     assert [line.split() for line in text.splitlines() if line.startswith("| all")] == [
-        ["|", "all", "|", "12", "|", "3", "|"]
+        ["|", "all", "|", "12", "|", "40", "|", "3", "|"]
     ]
     users = {row["figure"]: float(row["mean"]) for row in rows if row["figure"].endswith("users")}
-    assert users == {"cold.retrieval.1-5.users": 12, "cold.retrieval.21+.users": 3}
+    assert users == {
+        "cold.retrieval.1-5.users": 12, "cold.retrieval.6-10.users": 40, "cold.retrieval.21+.users": 3,
+    }  # fmt: skip
+    # Only what enough users say is the best; what few do stands in brackets.
     assert "figure3.svg" in text and "**0.5000 ± 0.0000**" in text
+    assert "(0.9000 ± 0.0000)" in text and "**0.9" not in text and "in brackets: fewer than 30 users" in text
     assert "(12 users)" in (tmp_path / "figure3.svg").read_text()
 
 
@@ -235,3 +245,75 @@ def test_a_sweep_takes_its_values_from_the_runs(shop: Dataset, tmp_path: Path) -
     assert list(ours.y) == expected
     assert list(level.x) == [0.1, 1.0] and level.y[0] == level.y[1] and level.label == "sft"
     assert panel.drawn(lines[:1]) is None
+
+
+def claim(text: str) -> str:
+    """The sentence about being ahead of every row."""
+    (line,) = [line for line in text.splitlines() if line.startswith("* ") and "ahead of every row" in line]
+    return line
+
+
+def test_a_claim_that_rests_on_one_seed_says_so_in_its_sentence(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
+    for name in ("table2", "table5"):
+        text, _ = page(name, fakes, tmp_path)
+        assert "one seed" not in claim(text) and "averaged over seeds" in text
+        text, _ = page(name, {row: runs[:1] for row, runs in fakes.items()}, tmp_path)
+        assert "VLM2Rec ahead of every row in N@20 on one seed (how far another would move it is not known)" in claim(
+            text
+        )
+        assert "users, on one seed: how far another would move this is not known**" in text
+        text, _ = page(name, {**fakes, "vlm_sft_ext": fakes["vlm_sft_ext"][:1]}, tmp_path)
+        assert "(on one seed of VLM SFT (Ext.))" in claim(text)
+    text, _ = page("table2", {**fakes, "vlm_vanilla_ext": fakes["vlm_vanilla_ext"][:1]}, tmp_path)
+    assert "one seed" not in claim(text), "a seed changes nothing of what is not trained"
+
+
+def test_quick_stands_in_every_file_and_heading(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
+    """Said by the runs themselves, so that a page made later of them says it too."""
+    for runs in fakes.values():
+        for run in runs:
+            Run.open(run).record(quick=True)
+    for name in ("figure1a", "table5"):
+        page(name, fakes, tmp_path / name)
+        made = {path.suffix: path for path in (tmp_path / name).iterdir() if "tests" not in path.name}
+        for ending in (".md", ".tex"):
+            text = made[ending].read_text()
+            headings = [line for line in text.splitlines() if line.startswith(("# ", "**")) or "caption" in line]
+            assert headings and all("(quick)" in heading for heading in headings), headings
+            assert "quick: one seed, few users and few steps; a look, not a result." in text
+        for path in (tmp_path / name).glob("*.csv"):
+            assert {row["made"] for row in csv.DictReader(path.open())} == {"quick"}
+    assert "(quick)" in (tmp_path / "figure1a" / "figure1a.svg").read_text()
+    page("figure1a", {row: fakes[row] for row in ("vlm2rec",)}, tmp_path / "again")
+    assert "(quick)" in (tmp_path / "again" / "figure1a.md").read_text()
+
+
+def test_what_is_not_quick_does_not_say_it(fakes: dict[str, list[Path]], tmp_path: Path) -> None:
+    text, rows = page("figure1a", fakes, tmp_path)
+    assert "quick" not in text and "made" not in rows[0] and "quick" not in (tmp_path / "figure1a.svg").read_text()
+
+
+def test_statistics_of_a_quick_shop_say_so(shop: Dataset, tmp_path: Path) -> None:
+    raw = {"data": {"path": str(shop.path)}}
+    write_statistics(EXPERIMENTS["table3"], raw, tmp_path, quick=True)
+    assert (tmp_path / "table3.md").read_text().splitlines()[0].endswith("(quick)")
+    assert "(quick)" in show_experiment("table3", tmp_path)
+    write_statistics(EXPERIMENTS["table3"], raw, tmp_path)
+    assert "quick" not in show_experiment("table3", tmp_path)
+
+
+def test_what_counting_reaches_stands_below_a_table_without_it(
+    fakes: dict[str, list[Path]], shop: Dataset, tmp_path: Path
+) -> None:
+    text, _ = page("table5", fakes, tmp_path / "old")
+    assert "Counted on the same users" not in text
+    for runs in fakes.values():
+        counted(runs[0], shop)
+    text, _ = page("table5", fakes, tmp_path / "new")
+    found = Run.open(fakes["vlm2rec"][0]).results()["baselines"]
+    shown = " / ".join(f"{found['itemknn'][view]['N@20']:.4f}" for view in ("sampled", "matched", "full"))
+    (line,) = [line for line in text.splitlines() if line.startswith("Counted on the same users and candidates")]
+    assert f"item-kNN {shown}" in line and "chance" in line and "PopRec" in line
+    text, _ = page("table2", {**fakes, "itemknn": [fake_run(tmp_path / "knn", shop, "itemknn")]}, tmp_path / "row")
+    (line,) = [line for line in text.splitlines() if line.startswith("Counted on the same users and candidates")]
+    assert "item-kNN" not in line and "PopRec" in line

@@ -32,7 +32,7 @@ class FakeWorker:
         self.threads, self.gpu, self.name, self.stopped = threads, gpu, "", False
         FakeWorker.made.append(self)
 
-    def begin(self, name: str, config: Config, folder: Path, shared: Path, until: str) -> None:
+    def begin(self, name: str, config: Config, folder: Path, shared: Path, until: str, quick: bool) -> None:
         self.name = name
         FakeWorker.events.append(f"+{name}")
 

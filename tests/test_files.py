@@ -274,7 +274,17 @@ def test_a_prepared_data_set_has_the_candidates_of_its_runs(call: Call, tiny_dat
         for asked in (people, by_name):
             found, notes = given(shelf, asked)  # type: ignore[arg-type]
             check_same(found, right)
-            assert notes == ["texts and pictures are fused as a sum"]
+            # Noise finds nothing, whoever owns it; what was assumed of bare rows is said.
+            rows = [f"{one} and {other} have no ids: their rows are taken to be in the order of the {what} of"
+                    f" {tiny_dataset.path}"
+                    for what, (one, other) in (("items", shelf), ("users", asked)) if one.suffix == ".npy"]  # fmt: skip
+            assert [note for note in notes if not note.startswith("warning: ")] == [
+                *rows[: shelf is bare], "texts and pictures are fused as a sum", *rows[shelf is bare :]
+            ]  # fmt: skip
+            warned = [note for note in notes if note.startswith("warning: ")]
+            assert [("not in the order" in note, "beside them" in note) for note in warned] == [
+                (shelf is bare, shelf is not bare)
+            ] * len(warned)
     _, notes = given((longer[0], shuffled[1]), people)
     assert any("2 items of" in note and "were left out" in note for note in notes)
     _, notes = given(longer, people)
@@ -340,6 +350,90 @@ def test_users_with_too_few_events(call: Call, shop: Shop) -> None:
     assert f"1 items of {log} have no vector and were left out" in notes
     assert "2 users have fewer than 2 such events and were left out" in notes
     check_same(found["dropout"], answer(call, *paths, shop.write_log())[0]["dropout"])
+
+
+def counted(shop: Shop, first: int, keep: Callable[[pl.Expr], pl.Expr] = lambda item: item >= 0) -> Path:
+    """The shop's log with items counted from `first`, those that are kept."""
+    item = pl.col("item_id")
+    return shop.write_log(shop.log.filter(keep(item)).with_columns(item + first))
+
+
+def paths_of(shop: Shop) -> tuple[Path, Path]:
+    return shop.npy("text", shop.text), shop.npy("image", shop.image)
+
+
+def test_ids_counted_from_1_are_noticed_before_anything_is_said(call: Call, shop: Shop) -> None:
+    """Off by one, good vectors look as if they could not be read."""
+    assert {0, ITEMS - 1} <= set(shop.log["item_id"])
+    right, _ = answer(call, *paths_of(shop), counted(shop, 0))
+    log = counted(shop, 1)
+    check_refused(
+        ask(call, *paths_of(shop), log),
+        f"{log}: the ids of items look as if counted from 1",
+        "40 vectors",
+        "--first-id 1",
+    )
+    found, notes = answer(call, *paths_of(shop), log, "--first-id", 1)
+    check_same(found, right)
+    assert "rows are taken for the ids 1 to 40 of items" in notes[0]
+    stated, notes = answer(call, *paths_of(shop), log, "--first-id", 0)
+    assert numbers(stated) != pytest.approx(numbers(right), rel=1e-4)
+    assert any("1 items of" in note and "have no vector and were left out" in note for note in notes)
+
+
+def test_ids_that_fit_either_way_are_questioned(call: Call, shop: Shop) -> None:
+    said = ask(call, *paths_of(shop), counted(shop, 0, lambda item: item > 0))
+    first = said.out.splitlines()[0]
+    assert said.status == 0 and first.startswith("warning: ") and "the log has no id 0" in first
+    assert "rows are taken for the ids 0 to 39 of items" in first and "--first-id 1" in first
+    # Of a log with few of the items it says little that none of them is 0.
+    sparse = ask(call, *paths_of(shop), counted(shop, 0, lambda item: (item > 0) & (item < 30)))
+    assert not sparse.out.startswith("warning: ") and "the log has no id 0" in sparse.out
+    _, notes = answer(call, *paths_of(shop), counted(shop, 0))
+    assert not any("no id 0" in note for note in notes), "0 is there: nothing to question"
+    _, notes = answer(call, *paths_of(shop), counted(shop, 5))
+    assert not any("no id 0" in note for note in notes), "41 to 44 fit neither way, which is said"
+    assert any("have no vector and were left out" in note for note in notes)
+
+
+def test_users_counted_from_1_are_noticed_too(call: Call, shop: Shop) -> None:
+    rng = np.random.default_rng(3)
+    users = [shop.npy(f"{view}-u", rng.standard_normal((USERS, WIDTH)).astype(np.float32)) for view in ("t", "i")]
+    shop.log = shop.log.with_columns(pl.col("user_id") + 1)
+    asked = (*paths_of(shop), shop.write_log(), "--text-users", users[0], "--image-users", users[1])
+    check_refused(ask(call, *asked), "the ids of users look as if counted from 1")
+
+
+def test_an_option_for_files_needs_files(call: Call, tmp_path: Path) -> None:
+    check_refused(call("diagnose", tmp_path, "--first-id", 1), "not both")
+
+
+def test_chance_from_foreign_files_points_to_their_order(call: Call, shop: Shop) -> None:
+    """Vectors in another order find chance; it is never said that training has done this."""
+    rng = np.random.default_rng(8)
+    users = {view: rng.standard_normal((USERS * 9, WIDTH)).astype(np.float32) for view in ("text", "image")}
+    shop.log = pl.concat([shop.log.with_columns(pl.col("user_id") + USERS * k) for k in range(9)])
+    last = shop.log.sort("timestamp").group_by("user_id").last().sort("user_id")["item_id"].to_numpy()
+    users["text"] += 4 * shop.text[last]
+    people = ("--text-users", shop.npy("tu", users["text"]), "--image-users", shop.npy("iu", users["image"]))
+    log = shop.write_log()
+    first, _, status = ask(call, *paths_of(shop), log, *people).out.splitlines()[:3]
+    assert first.startswith("warning: pictures find no more than chance; the likeliest cause")
+    assert "image.npy are not in the order of the ids" in first and status.startswith("at chance: ")
+    named = shop.parquet("named", shop.image)
+    said = ask(call, shop.folder / "text.npy", named, log, *people).out
+    assert f"{named} do not belong to the ids beside them" in said and "collapsed" not in said
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), sign=st.sampled_from([-1, 0, 1]))
+def test_foreign_files_are_never_called_collapsed(seed: int, sign: int, tmp_path: Path) -> None:
+    """Whatever they find: two files cannot tell what training did."""
+    shop = made(tmp_path)
+    noise = np.random.default_rng(seed).standard_normal(shop.image.shape).astype(np.float32)
+    found, _ = diagnose_files(shop.npy("t", shop.text), shop.npy("i", sign * shop.image + noise), shop.write_log())
+    assert found.conclusion["status"] != "collapsed" and "change" not in found.conclusion
+    assert "collapsed" not in " ".join(found.conclusion["verdict"])
 
 
 def test_a_single_user(call: Call, shop: Shop) -> None:

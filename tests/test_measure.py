@@ -290,11 +290,11 @@ def test_users_are_kept_nulls_and_all(tmp_path: Path) -> None:
 def test_the_stronger_modality_by_hand() -> None:
     now = pl.DataFrame({"margin_text": [0.3, 0.1, 0.2, None], "margin_image": [0.1, 0.2, 0.2, 0.5]})
     before = pl.DataFrame({"margin_text": [0.0, 0.0, None, 0.0], "margin_image": [0.1, 0.2, 0.2, 0.5]})
-    assert stronger(now) == {"text": pytest.approx(2 / 3)}
-    assert stronger(now, before) == {"text": pytest.approx(2 / 3), "flipped": 0.5}
-    assert stronger(now, now) == {"text": pytest.approx(2 / 3), "flipped": 0}
+    assert stronger(now) == {"text": pytest.approx(2 / 3), "users": 3}
+    assert stronger(now, before) == {"text": pytest.approx(2 / 3), "users": 3, "flipped": 0.5}
+    assert stronger(now, now) == {"text": pytest.approx(2 / 3), "users": 3, "flipped": 0}
     assert stronger(now.select("margin_text")) == {}
-    assert stronger(now, before.select("margin_text")) == {"text": pytest.approx(2 / 3)}
+    assert stronger(now, before.select("margin_text")) == {"text": pytest.approx(2 / 3), "users": 3}
     assert stronger(now.with_columns(margin_text=pl.lit(None, pl.Float64)), before) == {}
 
 

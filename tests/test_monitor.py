@@ -89,7 +89,7 @@ def split(from_sequences: Callable[..., Dataset]) -> Split:
 
 
 def watch(split: Split, embed: Made, users: np.ndarray | None = None) -> Monitor:
-    return Monitor(split, np.arange(split.n_users) if users is None else users, embed, 0, Path("runs/one"))
+    return Monitor(split, np.arange(split.n_users) if users is None else users, embed, 0, Path("runs/one"), looks=9)
 
 
 def looks(monitor: Monitor, embed: Made, image: Sequence[float]) -> list[Look]:
@@ -130,7 +130,8 @@ def test_a_collapse_is_said_once_and_again_where_it_is_worse(split: Split, capsy
     assert [look.in_a_row for look in found] == [0, 0, 1, 2, 3, 4, 0]
     for step, look in ((2, found[2]), (4, found[4])):
         (warning,) = look.warnings
-        assert warning["modality"] == "image"
+        assert warning["modality"] == "image" and warning["users"] == USERS
+        assert warning["level"] == pytest.approx(1 - 0.1 / 18)
         assert warning["difference"] == pytest.approx(look.figures["v2f"] - found[0].figures["v2f"])
         assert float(warning["low"]) < float(warning["difference"]) < float(warning["high"]) < 0
         assert found[step].figures["t2f"] == found[0].figures["t2f"]
@@ -138,7 +139,10 @@ def test_a_collapse_is_said_once_and_again_where_it_is_worse(split: Split, capsy
     assert said.out == "" and len(said.err.splitlines()) == 2
     first = said.err.splitlines()[0]
     assert first.startswith("warning: step 20: pictures have fallen below their start: v2f .")
-    assert first.endswith("against step 0; see `vlm2rec diagnose runs/one`")
+    assert first.endswith(
+        "against step 0, 30 validation users, corrected for 9 probes (a false alarm in at most 5% of trainings); see"
+        " `vlm2rec diagnose runs/one`"
+    )
     assert f"{found[2].figures['v2f']:.3f}".removeprefix("0") in first
 
 
@@ -173,7 +177,7 @@ def test_flipped_users_are_counted(split: Split) -> None:
 def test_one_view_alone_warns_of_nothing(split: Split) -> None:
     embed = Made(split, views=("fused",))
     found = looks(watch(split, embed), embed, [0.5, -9.0])
-    assert set(found[1].figures) == {"f2f", "S_fused"}
+    assert set(found[1].figures) == {"users", "f2f", "S_fused"}
     assert found[1].figures["f2f"] < found[0].figures["f2f"] and not found[1].fallen
 
 
@@ -230,7 +234,7 @@ STEPS = [0, 1, 4, 18]  # nine an epoch
 GRADIENTS = {
     f"grad_{name}" for name in ("cos_text", "cos_image", "cos_between", "norm_total", "norm_text", "norm_image")
 }
-FOUND = {"f2f", "t2f", "v2f", "S_text", "S_image", "S_fused", "U_text", "U_image", "text_strong"}
+FOUND = {"users", "f2f", "t2f", "v2f", "S_text", "S_image", "S_fused", "U_text", "U_image", "text_strong"}
 
 
 @pytest.fixture(scope="module")
@@ -339,8 +343,8 @@ def test_stop_ends_training_at_the_second_warning_and_for_good(
 
 
 @pytest.mark.parametrize(("given", "keys"), [
-    ({"prompt": {"fusion": "internal"}}, {"f2f", "S_fused"}),
-    ({"prompt": {"modalities": "text"}}, {"f2f", "S_fused"}),
+    ({"prompt": {"fusion": "internal"}}, {"users", "f2f", "S_fused"}),
+    ({"prompt": {"modalities": "text"}}, {"users", "f2f", "S_fused"}),
     ({"monitor": {"probes": 2, "gradients": False}}, FOUND),
 ])  # fmt: skip
 def test_what_there_is_to_see(

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import polars as pl
 import pytest
-from fake_run import FakeSource, fake_dataset, fake_run, older
+from fake_run import FakeSource, counted, fake_dataset, fake_run, older
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -30,6 +30,7 @@ from vlm2rec.report.parts import Sheet
 from vlm2rec.report.plots import BarChart, LineChart, MapChart
 from vlm2rec.report.vectors import chosen, drawn, spaces
 from vlm2rec.report.words import findings
+from vlm2rec.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +340,7 @@ def test_the_diagnosis_and_how_it_came_about(runs, tmp_path):
     vanilla, sft, ours = page.blocks
     assert (vanilla.status, sft.status, ours.status) == ("unbalanced", "collapsed", "balanced")
     diagnosis = json.loads((runs[1] / "results.json").read_text())["diagnosis"]
-    assert list(sft.verdict) == diagnosis["verdict"] and "fallen below its start" in sft.meaning
+    assert list(sft.verdict) == diagnosis["verdict"] and "significantly less than it did before training" in sft.meaning
     assert sft.warnings == (
         "step 100: pictures had fallen below their start by .051 of N@20 (95% −.070 to −.030), seed 0",
         "step 100: pictures had fallen below their start by .051 of N@20 (95% −.070 to −.030), seed 1",
@@ -370,22 +371,110 @@ def test_the_diagnosis_and_how_it_came_about(runs, tmp_path):
 def test_seeds_that_differ_are_told(runs, tmp_path):
     other = shutil.copytree(runs[2], tmp_path / "run")
     results = json.loads((other / "results.json").read_text())
-    results["diagnosis"]["status"] = "harmful"
+    del results["diagnosis"]["change"]  # the evidence counts, not what an older version wrote above it
+    results["diagnosis"]["fusion"] |= {"difference": -0.1, "low": -0.2, "high": -0.05}
+    for own in results["diagnosis"]["dropout"].values():
+        own |= {"N@20": 0.4, "low": 0.3, "high": 0.5}
     (other / "results.json").write_text(json.dumps(results))
     page = build(compare([runs[1], other]), None)
     assert page.blocks[0].status == "collapsed (1 of 2 seeds), harmful (1)"
+
+
+def test_a_model_that_cannot_read_pictures_is_told_of_untrained_too(runs, tmp_path):
+    """An older run says "collapsed" of it; a vanilla one has no finding but that."""
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["diagnosis"].pop("change", None)
+    results["diagnosis"]["status"] = "collapsed"
+    chance = results["diagnosis"]["chance"]
+    results["diagnosis"]["dropout"]["v2f"] = {"N@20": chance, "low": chance - 0.01, "high": chance + 0.01}
+    (run / "results.json").write_text(json.dumps(results))
+    comparison = compare([run])
+    (block,) = build(comparison, None).blocks
+    assert (block.status, block.css) == ("at chance", "at-chance") and "cannot read a modality" in block.meaning
+    assert "Vanilla: at chance" in [finding.heading for finding in findings(comparison)]
+    assert not any("ollapsed" in finding.text for finding in findings(comparison))
+
+
+def test_a_single_run_has_popularity_item_knn_and_chance_beside_it(shop, tmp_path):
+    run = counted(fake_run(tmp_path / "run", shop, "sft"), shop)
+    _, _, words = read(write_report([run], tmp_path / "r.html", export=tmp_path / "files"))
+    assert all(
+        name in words for name in ("Chance (exact)", "PopRec (counted)", "item-kNN (counted)", "Against counting")
+    )
+    assert "Counted : from the same histories and candidates" in words and "older runs" not in words
+    assert "PopRec (counted)" in (tmp_path / "files" / "retrieval.csv").read_text()
+    assert "itemknn (counted)" in (tmp_path / "files" / "figures.csv").read_text()
+    old = fake_run(tmp_path / "old", shop, "sft")
+    _, _, words = read(write_report([old], tmp_path / "r.html"))
+    assert "Chance (exact)" in words and "Not counted in these older runs: poprec and itemknn" in words
+
+
+def test_a_finding_on_one_seed_says_so(runs):
+    said = {finding.heading: finding.text for finding in findings(compare([runs[1], runs[3]]))}
+    assert said["VLM2Rec against SFT"].startswith("On one seed, fused on sampled candidates")
+    page = build(compare([runs[1], runs[3]]), None)
+    assert page.on_seeds == "on one seed: how far another would move this is not known"
+
+
+def test_findings_say_on_how_many_users(runs):
+    for finding in findings(compare(runs)):
+        assert "60 users" in finding.text, finding
+
+
+def test_two_pools_are_not_called_by_one_name(runs, tmp_path):
+    """The monitor looks at some validation users among each other's targets; test at all users, on 100 candidates."""
+    run = shutil.copytree(runs[3], tmp_path / "run")
+    titles = [panel.chart.title for panel in build(compare([run]), None).blocks[0].curves]
+    assert titles[1:] == ["VLM2Rec: N@20, validation users", "VLM2Rec: separability S, validation users"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
+    seen = [line | {"users": 48} if line["kind"] == "probe" else line for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in seen))
+    monitor = build(compare([run]), None).blocks[0].curves[1].chart
+    assert monitor.title == "VLM2Rec: N@20, 48 validation users" and monitor.y_label == "N@20, 48 validation users"
+
+
+def test_a_warning_says_its_level_and_users(runs, tmp_path):
+    run = shutil.copytree(runs[1], tmp_path / "run")
+    warned = {"kind": "warning", "step": 9, "modality": "text", "difference": -0.1, "low": -0.2, "high": -0.05}
+    (run / "metrics.jsonl").write_text(json.dumps(warned | {"level": 0.98889, "users": 48}) + "\n")
+    (block,) = build(compare([run]), None).blocks
+    assert block.warnings == (
+        "step 9: texts had fallen below their start by .100 of N@20 (98.89% interval, corrected for all probes, −.200"
+        " to −.050, 48 validation users)",
+    )
+
+
+def test_quick_runs_say_so_on_the_page_and_in_every_file(shop, tmp_path):
+    run = counted(fake_run(tmp_path / "run", shop, "vlm2rec"), shop)
+    Run.open(run).record(quick=True)
+    text, _, words = read(write_report([run], tmp_path / "r.html", title="a title", export=tmp_path / "files"))
+    assert "<title>a title (quick)</title>" in text and "a title (quick)" in words and "A look, not a result" in words
+    for path in (tmp_path / "files").iterdir():
+        if path.suffix in (".md", ".tex", ".csv", ".svg"):
+            assert "quick" in path.read_text(), path
 
 
 def test_rare_items(runs, tmp_path):
     comparison = compare(runs)
     page = build(comparison, None)
     groups = page.cold[0].chart.groups
-    counted = json.loads((runs[0] / "results.json").read_text())["cold"]["retrieval"]
-    assert [group.label for group in groups] == [f"{name} ({counted[name]['users']} users)" for name in counted]
-    assert sum(bucket["users"] for bucket in counted.values()) == comparison.evaluated_users
-    rows = {row[:2]: row[2:] for row in page.cold_sheets[0].grid.rows}
+    buckets = json.loads((runs[0] / "results.json").read_text())["cold"]["retrieval"]
+    assert [group.label for group in groups] == [f"{name} ({buckets[name]['users']} users)" for name in buckets]
+    assert sum(bucket["users"] for bucket in buckets.values()) == comparison.evaluated_users
+    grid = page.cold_sheets[0].grid
+    rows = {row[:2]: row[2:] for row in grid.rows}
+    users = [buckets[name]["users"] if name in buckets else None for name in ("0", "1-5", "6-10", "11-20", "21+")]
+    assert rows["users", ""] == tuple("–" if count is None else str(count) for count in users)
+    few = [count is not None and count < 30 for count in users]
+    assert any(few) and not all(few)
+    for cells, marks in zip(grid.rows[1:], grid.marks[1:], strict=True):
+        assert [mark == 3 for mark in marks[2:]] == few, cells
+    assert any(1 in marks for marks in grid.marks)
+    for group, bucket in zip(groups, buckets.values(), strict=True):
+        assert all(bar.unsure == (bucket["users"] < 30) for bar in group.bars)
     assert rows["Vanilla", "full"] == tuple(
-        figures.number(counted[name]["full"]) if name in counted else "–"
+        figures.number(buckets[name]["full"]) if name in buckets else "–"
         for name in ("0", "1-5", "6-10", "11-20", "21+")
     )
     assert "Items that training has seldom seen" in read(write_report(runs, tmp_path / "r.html"))[2]

@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from vlm2rec.comparison import SEQUENTIAL, SETS, VIEWS, Comparison, Method, PairedTest, Vector
+from vlm2rec.comparison import SEQUENTIAL, Comparison, Method, PairedTest, Vector
 from vlm2rec.errors import InputError
 from vlm2rec.metrics import ndcg
+from vlm2rec.ranks import Ranks, counted_methods, read_ranks
 from vlm2rec.runs import Run
 
 COUNTING = ("random", "poprec", "itemknn")
+SEEDLESS = ("poprec", "itemknn", "bert", "clip", "pair", "vanilla", "vlm_prompt")
+"""Kinds of which a seed changes nothing in Task 1."""
 # Reading order of a table: sanity rows, item ids, frozen encoders, then what learns more and more.
 _FIRST = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "vanilla")
 _LAST = ("sft", "vlm2rec", "hybrid")
@@ -35,6 +38,7 @@ _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are
 def compare(runs: Sequence[Path]) -> Comparison:
     """Group finished runs into methods, average over seeds and test every pair of methods.
 
+    Popularity, item-kNN and chance stand among them as the runs counted them, unless they are given as runs.
     Neither pairs of two counting methods nor the random scorer are tested: nobody asks, and each further comparison
     costs the others under Holm. Tests read `first - second`, the second being higher up in the table.
 
@@ -48,13 +52,14 @@ def compare(runs: Sequence[Path]) -> Comparison:
     if not runs:
         raise InputError("nothing to compare; give one run directory or more")
     opened = [Run.open(path) for path in runs]
-    tables = [_read_users(run.path) for run in opened]
+    tables = [read_ranks(run.path) for run in opened]
     for run, users in zip(opened[1:], tables[1:], strict=True):
         _check_alike(opened[0], tables[0], run, users)
     methods = _group(opened, [_per_user(table) for table in tables])
+    counted, uncounted = counted_methods(opened, tables[0], {method.kind for method in methods})
     pairs = [
         (second, first)
-        for first, second in reversed(list(combinations(methods, 2)))
+        for first, second in reversed(list(combinations((*counted, *methods), 2)))
         if first.kind != "random" and not (first.kind in COUNTING and second.kind in COUNTING)
     ]
     tests, seed_tests = pairwise_tests(pairs)
@@ -64,6 +69,8 @@ def compare(runs: Sequence[Path]) -> Comparison:
         seed_tests=seed_tests,
         differences=_differences(methods),
         evaluated_users=len(tables[0]["sampled.f2f"][0]),
+        counted=tuple(counted),
+        uncounted=tuple(uncounted),
         chance={
             measure.removesuffix(".f2f"): float(ndcg(np.zeros(len(listed), dtype=int), listed, 20).mean())
             for measure, (_, listed, _) in tables[0].items()
@@ -85,7 +92,7 @@ def pairwise_tests(pairs: Sequence[tuple[Method, Method]]) -> tuple[tuple[Paired
 
 def method_of(label: str, runs: Sequence[Run]) -> Method:
     """Finished runs of one configuration, one a seed, as a Method. Raises InputError where one is unfinished."""
-    return _method(label, runs, [_per_user(_read_users(run.path)) for run in runs])
+    return _method(label, runs, [_per_user(read_ranks(run.path)) for run in runs])
 
 
 def paired_test(first: Vector, second: Vector) -> tuple[float, float, float, float, float]:
@@ -115,33 +122,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-_Ranks = dict[str, tuple[list[str], list[int], Vector]]
-
-
-def _read_users(run: Path) -> _Ranks:
-    """Measure -> (user ids, candidates, N@20), users in one fixed order."""
-    import polars as pl
-
-    path = run / "users.parquet"
-    if not path.exists():
-        raise InputError(f"{run}: not evaluated (users.parquet is missing); finish it with `vlm2rec run`")
-    columns = ("user_id", "task", "view", "candidates", "above", "ties")
-    try:
-        frame = pl.read_parquet(path, columns=list(columns), glob=False).sort("user_id")
-    except (OSError, pl.exceptions.PolarsError):
-        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; evaluate the run again") from None
-    found: _Ranks = {}
-    for (task, view), rows in frame.group_by("task", "view", maintain_order=True):
-        query = "f2f" if task == "retrieval" else str(task).rpartition(":")[2]
-        if query in (*VIEWS, *SEQUENTIAL) and view in SETS:
-            values = ndcg(rows["above"].to_numpy(), rows["ties"].to_numpy(), 20)
-            found[f"{view}.{query}"] = (rows["user_id"].to_list(), rows["candidates"].to_list(), values)
-    if "sampled.f2f" not in found:
-        raise InputError(f"{path}: no user was ranked against the sampled candidates; evaluate the run again")
-    return found
-
-
-def _check_alike(reference: Run, expected: _Ranks, run: Run, users: _Ranks) -> None:
+def _check_alike(reference: Run, expected: Ranks, run: Run, users: Ranks) -> None:
     """Raise InputError unless two runs were judged on the same data, split, candidates and users."""
     data = [each.manifest.get("data", {}) for each in (run, reference)]
     here, there = (str(each.get("fingerprint")) for each in data)
@@ -192,7 +173,7 @@ def _method(label: str, runs: Sequence[Run], users: Sequence[Mapping[str, Vector
     )
 
 
-def _per_user(ranks: _Ranks) -> dict[str, Vector]:
+def _per_user(ranks: Ranks) -> dict[str, Vector]:
     return {measure: values for measure, (_, _, values) in ranks.items()}
 
 
@@ -254,14 +235,22 @@ def _test_pair(first: Method, second: Method) -> Iterable[PairedTest]:
     for measure in first.users:
         if measure in second.users:
             a, b = (np.mean(method.users[measure], axis=0) for method in (first, second))
-            yield PairedTest(measure, first.label, second.label, len(a), *paired_test(a, b))
+            seeds = _seeds((first, second), measure)
+            yield PairedTest(measure, first.label, second.label, len(a), *paired_test(a, b), seeds=seeds)
+
+
+def _seeds(methods: Sequence[Method], measure: str) -> int:
+    """The fewest seeds of some methods, those left out that no seed changes; a sequential model is changed by one."""
+    sequential = measure.partition(".")[2] in SEQUENTIAL
+    counts = [len(method.seeds) for method in methods if sequential or method.kind not in SEEDLESS]
+    return min(counts, default=2)
 
 
 def _test_seeds(first: Method, second: Method) -> Iterable[PairedTest]:
-    """Equal seeds stand against each other; a method with one run stands against every seed of the other."""
+    """Equal seeds stand against each other; a method with one run, or none, stands against every seed of the other."""
     for seed in dict.fromkeys((*first.seeds, *second.seeds)):
         at = [
-            method.seeds.index(seed) if seed in method.seeds else 0 if len(method.seeds) == 1 else None
+            method.seeds.index(seed) if seed in method.seeds else 0 if len(method.seeds) < 2 else None
             for method in (first, second)
         ]
         if at[0] is None or at[1] is None:

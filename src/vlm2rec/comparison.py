@@ -4,16 +4,16 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlm2rec.errors import InputError
-from vlm2rec.grid import Grid, Style, best_two
-from vlm2rec.metrics import METRICS
+from vlm2rec.grid import UNSURE, Grid, Style, best_two
+from vlm2rec.metrics import FEW, METRICS
 from vlm2rec.runs import Run, write_text
 
 SETS = ("sampled", "matched", "full", "full_unseen")
@@ -28,12 +28,18 @@ SEQUENTIAL = ("gru4rec", "sasrec")
 STYLES: dict[str, Style] = {".md": "markdown", ".tex": "latex"}
 """Ending of a file's name -> what stands in it."""
 
+_OF_USERS = ("retrieval", "seqrec", "dropout", "geometry", "missing", "oracle")
+"""What stands in `results.json` under these is a mean over the evaluated users."""
+
+QUICK = "quick"
+"""What every heading and file says that was made with --quick."""
+
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Method:
-    """All runs of one configuration, by seed."""
+    """All runs of one configuration, by seed; `seeds` and `runs` are empty of what runs counted beside them."""
 
     label: str
     kind: str
@@ -47,6 +53,13 @@ class Method:
     def mean(self, name: str) -> float | None:
         """Mean over seeds; None where the method has no such figure."""
         return float(np.mean(self.values[name])) if name in self.values else None
+
+    def users_behind(self, name: str) -> float | None:
+        """How many users a figure rests on, a mean over seeds; None where it is no figure of users, or not known."""
+        parts = name.removeprefix("reference.").split(".")
+        if parts[0] == "cold":
+            return self.mean(".".join([*parts[:3], "users"]))
+        return self.mean("data.evaluated_users") if parts[0] in (*_OF_USERS, *SETS) else None
 
     def sd(self, name: str) -> float | None:
         """Sample standard deviation over seeds; None for fewer than two."""
@@ -71,6 +84,8 @@ class PairedTest:
     """Corrected over all comparisons; None for a single seed's, which are shown but not tested again."""
     seed: int | None = None
     """None: each user's mean over all seeds."""
+    seeds: int = 1
+    """On how many it rests: the fewest of either method, one that no seed changes left out."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +102,50 @@ class Comparison:
     evaluated_users: int
     chance: Mapping[str, float]
     """Candidate set -> N@20 of a scorer that knows nothing: all candidates tied with the target."""
+    counted: tuple[Method, ...] = ()
+    """Chance, popularity and item-kNN as the runs counted them, those of which no run is given; without runs."""
+    uncounted: tuple[str, ...] = ()
+    """Which of the latter two is neither given nor counted: older runs did not."""
+
+    @property
+    def rows(self) -> tuple[Method, ...]:
+        """Whatever has figures for a table of Task 1: what was counted, then the methods."""
+        return (*self.counted, *self.methods)
+
+    @property
+    def not_counted(self) -> str:
+        """A sentence about `uncounted`, empty where there is nothing to say."""
+        if not self.uncounted:
+            return ""
+        kinds = ",".join(self.uncounted)
+        return f"Not counted in these older runs: {' and '.join(self.uncounted)} (method.kind={kinds} adds rows)."
+
+    @property
+    def quick(self) -> bool:
+        """Whether a run was made with --quick."""
+        return any(run.quick for method in self.methods for run in method.runs)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was said when the runs began: that a backbone cannot read the titles, say. Each once."""
+        runs = (run for method in self.methods for run in method.runs)
+        return list(dict.fromkeys(line for run in runs for line in run.results().get("warnings", ())))
 
     def table(self, style: Style = "text") -> str:
         """All tables, and what the settings differ in, as one string for a terminal, a Markdown or a LaTeX file.
 
         A terminal is spared the metrics other than N@20; the files have them.
         """
-        grids = [_retrieval(self.methods), _modalities(self.methods), _sequential(self.methods)]
+        grids = [_retrieval(self.rows), _modalities(self.methods), _sequential(self.methods)]
         grids += [tests_grid(self.tests), seeds_grid(self.seed_tests)]
         if style != "text":
-            grids.append(_metrics(self.methods))
-        parts = [grid.render(style) for grid in grids if grid.rows]
-        for key, values in self.differences.items():
-            note = f"{key}: " + ", ".join(f"{label} {value}" for label, value in values.items())
+            grids.append(_metrics(self.rows))
+        parts = [marked_quick(grid, self.quick).render(style) for grid in grids if grid.rows]
+        notes = [
+            f"{key}: " + ", ".join(f"{label} {value}" for label, value in values.items())
+            for key, values in self.differences.items()
+        ]
+        for note in filter(None, (*(f"warning: {line}" for line in self.warnings), self.not_counted, *notes)):
             parts.append(f"% {note}" if style == "latex" else note)
         return "\n\n".join(parts) + "\n"
 
@@ -107,14 +153,14 @@ class Comparison:
         """A line for each method and figure: mean, sd and the seeds' own values."""
         rows = (
             (method.label, name, len(values), method.mean(name), method.sd(name), " ".join(map(repr, values)))
-            for method in self.methods
+            for method in self.rows
             for name, values in method.values.items()
         )
-        return csv_text(("method", "figure", "seeds", "mean", "sd", "values"), rows)
+        return csv_text(("method", "figure", "seeds", "mean", "sd", "values"), rows, self.quick)
 
     def tests_csv(self) -> str:
         """A line for each paired test; `seed` is empty where users were averaged over seeds."""
-        return tests_csv((*self.tests, *self.seed_tests))
+        return tests_csv((*self.tests, *self.seed_tests), self.quick)
 
     def text(self) -> str:
         """`table()` for a terminal."""
@@ -156,13 +202,13 @@ def measure_text(measure: str) -> str:
 
 
 def _seed_text(method: Method) -> str:
-    return str(len(method.seeds))
+    return str(len(method.seeds) or "–")
 
 
 def _retrieval(methods: Sequence[Method]) -> Grid:
     names = [f"retrieval.{candidates}.N@20" for candidates in SETS]
     rows = [(method.label, _seed_text(method), *(value(method, name) for name in names)) for method in methods]
-    marks = [(0, 0, *marked) for marked in _marks(methods, names)]
+    marks = [(0, 0, *marked) for marked in marks_of(methods, names, 4)]
     return Grid("N@20 by candidate set", ("method", "seeds", *SETS), tuple(rows), tuple(marks))
 
 
@@ -174,19 +220,22 @@ def _sequential(methods: Sequence[Method]) -> Grid:
         names = [f"seqrec.{kind}.{candidates}.N@20" for candidates in SETS]
         having = [method for method in methods if names[0] in method.values]
         rows += [(method.label, kind, *(value(method, name) for name in names)) for method in having]
-        marks += [(0, 0, *marked) for marked in _marks(having, names)]
+        marks += [(0, 0, *marked) for marked in marks_of(having, names, 4)]
     return Grid("Task 2: N@20 of sequential models", ("started from", "model", *SETS), tuple(rows), tuple(marks))
 
 
-def _marks(methods: Sequence[Method], names: Sequence[str]) -> list[tuple[int, ...]]:
-    """For each method, whether it is best (1) or second best (2) in each figure."""
-    columns = [best_two([method.mean(name) for method in methods]) for name in names]
+def marks_of(methods: Sequence[Method], names: Sequence[str], digits: int) -> list[tuple[int, ...]]:
+    """For each method, whether it is best, second best or unsure in each figure, shown with so many decimals."""
+    columns = [
+        best_two([method.mean(name) for method in methods], digits, [method.users_behind(name) for method in methods])
+        for name in names
+    ]
     return [tuple(column[row] for column in columns) for row in range(len(methods))]
 
 
 def _modalities(methods: Sequence[Method]) -> Grid:
     """Modality dropout on `sampled`, separability, and where a trained method started."""
-    rows = []
+    rows, marks = list[tuple[str, ...]](), list[tuple[int, ...]]()
     for method in methods:
         for prefix, note in (("", ""), ("reference.", ", before training")):
             names = [f"{prefix}dropout.{view}" for view in VIEWS]
@@ -197,18 +246,26 @@ def _modalities(methods: Sequence[Method]) -> Grid:
                     cells = [re.sub(r" ± 0\.0+$", "", cell) for cell in cells]
                 if set(cells) != {"–"}:
                     rows.append((method.label + note, *cells))
-    return Grid(
-        "What each modality can do (N@20, sampled) and its separability", ("method", *VIEWS, "S_T", "S_V"), tuple(rows)
-    )
+                    marks.append((0, *(_unsure(method, "dropout.f2f") * (cell != "–") for cell in cells)))
+    header = ("method", *VIEWS, "S_T", "S_V")
+    title = "What each modality can do (N@20, sampled) and its separability"
+    return Grid(title, header, tuple(rows), tuple(marks))
 
 
 def _metrics(methods: Sequence[Method]) -> Grid:
+    shown = [(name, method) for name in SETS for method in methods]
     rows = [
         (method.label, name, *(value(method, f"retrieval.{name}.{metric}") for metric in METRICS))
-        for name in SETS
-        for method in methods
+        for name, method in shown
     ]
-    return Grid("All metrics", ("method", "candidates", *METRICS), tuple(rows))
+    marks = [(0, 0, *[_unsure(method, f"retrieval.{name}.N@20")] * len(METRICS)) for name, method in shown]
+    return Grid("All metrics", ("method", "candidates", *METRICS), tuple(rows), tuple(marks))
+
+
+def _unsure(method: Method, name: str) -> int:
+    """The mark of a figure that is not compared: whether it rests on too few users."""
+    users = method.users_behind(name)
+    return UNSURE if users is not None and users < FEW else 0
 
 
 def tests_grid(tests: Sequence[PairedTest]) -> Grid:
@@ -224,9 +281,21 @@ def tests_grid(tests: Sequence[PairedTest]) -> Grid:
         )
         for test in tests
     ]
-    users = f", {tests[0].users} users" if tests else ""
+    if not tests:
+        return Grid("", (), ())
     header = ("methods", "N@20 of", "difference", "95% interval", "p", "p (Holm)")
-    return Grid(f"Paired tests{users}, each user averaged over seeds", header, tuple(rows))
+    return Grid(f"Paired tests, {tests[0].users} users, {seeds_text(tests)}", header, tuple(rows))
+
+
+def seeds_text(tests: Sequence[PairedTest]) -> str:
+    """On how many seeds some tests rest: the users are what they generalise over, seeds are not."""
+    single = [test for test in tests if test.seeds < 2]
+    if not single:
+        return "each user averaged over seeds"
+    if len(single) == len(tests):
+        return "on one seed: how far another would move this is not known"
+    pairs = ", ".join(dict.fromkeys(f"{test.first} − {test.second}" for test in single))
+    return f"each user averaged over seeds (on one seed alone: {pairs})"
 
 
 def seeds_grid(tests: Sequence[PairedTest]) -> Grid:
@@ -244,15 +313,31 @@ def seeds_grid(tests: Sequence[PairedTest]) -> Grid:
     return Grid("Differences of single seeds (* p < .05, uncorrected)", header, tuple(rows))
 
 
-def tests_csv(tests: Iterable[PairedTest]) -> str:
+def tests_csv(tests: Iterable[PairedTest], quick: bool = False) -> str:
     """A line for each paired test; `seed` is empty where users were averaged over seeds."""
-    return csv_text([field.name for field in fields(PairedTest)], map(astuple, tests))
+    return csv_text([field.name for field in fields(PairedTest)], map(astuple, tests), quick)
 
 
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table as CSV."""
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]], quick: bool = False) -> str:
+    """A table as CSV; `quick`: with a last column `made` that says so in every line."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    more = ["made"] if quick else []
+    writer.writerow([*header, *more])
+    writer.writerows([*row, *[QUICK for _ in more]] for row in rows)
     return out.getvalue()
+
+
+Titled = TypeVar("Titled", bound="_HasTitle")
+
+
+class _HasTitle(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def title(self) -> str: ...
+
+
+def marked_quick(titled: Titled, quick: bool) -> Titled:
+    """A table or chart with the word in its title, where it is `quick`."""
+    return replace(titled, **{"title": f"{titled.title} ({QUICK})"}) if quick and titled.title else titled

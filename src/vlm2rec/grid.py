@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from vlm2rec.metrics import FEW
+
 Style = Literal["text", "markdown", "latex"]
 
-_MARKS: dict[Style, tuple[str, str, str]] = {
-    "text": ("{}", "{}¹", "{}²"),
-    "markdown": ("{}", "**{}**", "<u>{}</u>"),
-    "latex": ("{}", r"\textbf{{{}}}", r"\underline{{{}}}"),
+BEST, SECOND, UNSURE = 1, 2, 3
+"""Marks of a cell: best and second best of its column, and what rests on too few users to be compared."""
+
+_MARKS: dict[Style, tuple[str, str, str, str]] = {
+    "text": ("{}", "{}¹", "{}²", "({})"),
+    "markdown": ("{}", "**{}**", "<u>{}</u>", "({})"),
+    "latex": ("{}", r"\textbf{{{}}}", r"\underline{{{}}}", "({})"),
 }
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -22,7 +27,7 @@ _TEX = {
 class Grid:
     """A heading, column heads and rows of strings, the first column being names.
 
-    `marks` `(rows, columns)` says which cells are best (1) and second best (2); it may be left out. `groups` numbers
+    `marks` `(rows, columns)` says which cells are best, second best or unsure; it may be left out. `groups` numbers
     the rows: a rule is drawn where the number changes.
     """
 
@@ -32,22 +37,35 @@ class Grid:
     marks: tuple[tuple[int, ...], ...] = ()
     groups: tuple[int, ...] = ()
 
+    @property
+    def unsure(self) -> bool:
+        """Whether a cell rests on too few users."""
+        return any(UNSURE in row for row in self.marks)
+
     def render(self, style: Style) -> str:
         """The table as a string; LaTeX wants the package booktabs."""
         cells = self._padded(style)
         if style == "markdown":
             rule = "|".join(["", " --- ", *[" ---: "] * (len(self.header) - 1), ""])
             lines = [f"| {' | '.join(row)} |" for row in cells]
-            return "\n".join([f"**{self.title}**", "", lines[0], rule, *lines[1:]])
+            return "\n".join([f"**{self._title(style)}**", "", lines[0], rule, *lines[1:]])
         if style == "latex":
             return self._latex([f"  {' & '.join(row)} \\\\" for row in cells])
         lines = ["  ".join(row).rstrip() for row in cells]
         rule = "-" * max(map(len, lines))
-        title = f"{self.title} (¹ best, ² second best)" if any(map(any, self.marks)) else self.title
-        return "\n".join([title, "", lines[0], rule, *self._ruled(lines[1:], rule)])
+        return "\n".join([self._title(style), "", lines[0], rule, *self._ruled(lines[1:], rule)])
+
+    def _title(self, style: Style) -> str:
+        """The heading, with what the marks mean that do not explain themselves."""
+        notes = []
+        if style == "text" and any(mark in (BEST, SECOND) for row in self.marks for mark in row):
+            notes.append("¹ best, ² second best")
+        if self.unsure:
+            notes.append(f"in brackets: fewer than {FEW} users")
+        return f"{self.title} ({'; '.join(notes)})" if notes else self.title
 
     def _latex(self, lines: Sequence[str]) -> str:
-        head = ["\\begin{table}", f"  \\caption{{{_tex(self.title)}}}"]
+        head = ["\\begin{table}", f"  \\caption{{{_tex(self._title('latex'))}}}"]
         head += [f"  \\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}", "  \\toprule", lines[0], "  \\midrule"]
         foot = ["  \\bottomrule", "  \\end{tabular}", "\\end{table}"]
         return "\n".join([*head, *self._ruled(lines[1:], "  \\midrule"), *foot])
@@ -70,16 +88,27 @@ class Grid:
         return [part for row, line in enumerate(lines) for part in ([rule, line] if row in begins else [line])]
 
 
-def best_two(values: Sequence[float | None]) -> list[int]:
-    """1 for the largest value, 2 for the next smaller one, 0 for the rest; equal values share their mark.
+def best_two(
+    values: Sequence[float | None], digits: int | None = None, users: Sequence[float | None] | None = None
+) -> list[int]:
+    """BEST for the largest value, SECOND for the next smaller one, 0 for the rest; equal values share their mark.
 
-    A column with one value alone has no best.
+    A column with one value alone has no best. Nor is a value marked that `digits` decimals show as nothing, and one of
+    fewer than `FEW` `users` is UNSURE and out of the contest (None: not a figure of users).
     """
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return [0] * len(values)
+    unsure = [
+        value is not None and count is not None and count < FEW
+        for value, count in zip(values, users or [None] * len(values), strict=True)
+    ]
+    known = [value for value, out in zip(values, unsure, strict=True) if value is not None and not out]
     places = {value: place for place, value in enumerate(sorted(set(known), reverse=True)[:2], start=1)}
-    return [0 if value is None else places.get(value, 0) for value in values]
+    if len(known) < 2:
+        places = {}
+    shown = [value is not None and (digits is None or round(abs(value), digits) > 0) for value in values]
+    return [
+        UNSURE if out else places.get(value, 0) if value is not None and seen else 0
+        for value, out, seen in zip(values, unsure, shown, strict=True)
+    ]
 
 
 def _tex(text: str) -> str:

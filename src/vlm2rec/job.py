@@ -29,10 +29,13 @@ from vlm2rec.diagnostics.dropout import dropout_counts
 from vlm2rec.diagnostics.measure import read_users, write_users
 from vlm2rec.diagnostics.missing import CASES, missing_parts
 from vlm2rec.diagnostics.space import Rows
+from vlm2rec.diagnostics.status import status
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.methods import build
 from vlm2rec.methods.base import Embedder
+from vlm2rec.methods.baselines import keep_baselines
+from vlm2rec.methods.reading import unreadable, warn, warn_ahead
 from vlm2rec.process import rank, world
 from vlm2rec.progress import notice
 from vlm2rec.runs import STAGES, Run, read_json, read_metrics, replacing, write_json
@@ -44,17 +47,20 @@ Say = Callable[[str], None]
 _SHARED = STAGES[:3]
 
 
-def run(config: Config, out: Path, shared: Path | None = None, until: str = "report") -> Run:
+def run(config: Config, out: Path, shared: Path | None = None, until: str = "report", quick: bool = False) -> Run:
     """Do the whole job of one method and one seed, or what is left of it; stop after the stage `until`.
 
-    `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0. Several
-    processes must all call this; those but the first come back when there is nothing left for them.
+    `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0. `quick`
+    marks a run whose settings are for a look, so that whatever shows it can say so. Several processes must all call
+    this; those but the first come back when there is nothing left for them.
 
     Raises:
         InputError: the data set, the backbone or the directory cannot be used.
     """
     parallel.start()
     job = Job(config, Dataset.load(config.data.path), out, shared)
+    if quick:
+        job.run.record(quick=True)
     wanted = STAGES[: STAGES.index(until) + 1]
     done = [stage for stage in wanted if job.run.is_done(stage)]
     if done and len(done) < len(wanted):
@@ -86,7 +92,8 @@ def diagnose_run(out: Path) -> dict[str, Any]:
         job = Job(run.config, Dataset.load(run.config.data.path), out)
         results |= job._diagnose().figures()
         write_json(out / "results.json", results)
-    return results
+    # From the evidence: in older runs "collapsed" means "at chance" too.
+    return results | {"diagnosis": results["diagnosis"] | {"status": status(results["diagnosis"])}}
 
 
 def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> list[Path]:
@@ -95,6 +102,7 @@ def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> 
     Runs that are done are skipped, so a sweep that was stopped goes on when it is called again.
     """
     configs = sweep_configs(path, overrides)
+    warn_ahead(config for _, config in configs)
     folders = []
     for number, (name, config) in enumerate(configs, start=1):
         say(f"[{number}/{len(configs)}] {out / name}")
@@ -122,6 +130,9 @@ class Job:
             )
         if not self._is_done("encode"):  # tried before a directory is made
             self.method.check(trained=self._is_done("train"))
+        # Before anything costly, and again where a run is continued: the results are to carry it.
+        self.warnings = [] if self._is_done("evaluate") else unreadable(self.config, self.dataset)
+        warn(self.warnings)
         if all(len(self.split.seen(user)) == self.split.n_items for user in range(self.split.n_users)):
             raise InputError(f"{self.config.data.path}: every user has every item, so there is nothing to choose from")
         if rank() == 0:
@@ -194,10 +205,13 @@ class Job:
             results["reference"] = read_json(self.out / "reference.json", "reference")
         results["retrieval"] = {kind: metrics_of(ranks, "retrieval", kind) for kind in CANDIDATE_SETS}
         results["cold"] = by_frequency(ranks, self.split)
+        results["cost"] = self._cost(time.monotonic() - began)
+        results["baselines"] = keep_baselines(self.run, self.split, self.users, self.shared)
+        if self.warnings:
+            results["warnings"] = self.warnings
         if (world := world_of(self.dataset)) is not None:
             results["oracle"] = self._oracle(world)
         results["validation"] = self.run.manifest["done"]["train"].get("validation", {})
-        results["cost"] = self._cost(time.monotonic() - began)
         with replacing(self.out / "users.parquet") as temporary:
             ranks.write_parquet(temporary)
         write_json(self.out / "results.json", results)

@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 METRICS = ("H@10", "N@10", "H@20", "N@20")
 
+FEW = 30
+"""A mean over fewer users than this is shown as unreliable, and never as the best."""
+
 
 def hit(above: ArrayLike, ties: ArrayLike, k: int) -> NDArray[np.float64]:
     """Probability that the target is among the first k; shape of `above`."""
@@ -38,10 +41,11 @@ def summarise(above: ArrayLike, ties: ArrayLike) -> dict[str, float]:
     return {name: float(compute[name[0]](above, ties, int(name[2:])).mean()) for name in METRICS}
 
 
-def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Mean of some users' figures `(U,)` and its 95% interval by the t-distribution: (mean, low, high).
+def mean_interval(values: ArrayLike, error: float = 0.05) -> tuple[float, float, float]:
+    """Mean of some users' figures `(U,)` and its interval by the t-distribution: (mean, low, high).
 
-    One user alone has no spread: the interval is infinite. Raises ValueError without users.
+    The interval is of 95%, or of 1 - `error`: half of the error lies on either side. One user alone has no spread: the
+    interval is infinite. Raises ValueError without users.
     """
     from scipy.special import stdtrit  # not scipy.stats, which takes a second to import
 
@@ -51,7 +55,7 @@ def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
     mean, freedom = float(given.mean()), given.size - 1
     if freedom < 1:
         return mean, -np.inf, np.inf
-    reach = float(stdtrit(freedom, 0.975) * given.std(ddof=1) / np.sqrt(given.size))
+    reach = float(stdtrit(freedom, 1 - error / 2) * given.std(ddof=1) / np.sqrt(given.size))
     return mean, mean - reach, mean + reach
 
 

@@ -5,6 +5,7 @@ config.toml    what was asked for            manifest.json  versions, data finge
 metrics.jsonl  one JSON object a line        checkpoints/   to continue from
 model/         the trained encoder           items/         EmbeddingTable of the catalogue
 users.parquet  ranks of every evaluated user results.json   the figures
+baselines.parquet  the same ranks of popularity, item-kNN and chance
 ```
 
 Files are written beside their place and renamed into it, and a stage is listed in the manifest only when all of
@@ -28,6 +29,8 @@ from vlm2rec.process import rank
 
 STAGES = ("reference", "train", "encode", "evaluate", "seqrec", "report")
 """What a run does, in this order; `vlm2rec.job` has the work of each."""
+BASELINES = "baselines.parquet"
+"""Ranks of popularity, item-kNN and chance, rows as in `users.parquet`; runs from before they were kept have none."""
 
 _PACKAGES = ("vlm2rec", "torch", "transformers", "peft", "accelerate", "numpy", "polars")
 
@@ -84,6 +87,11 @@ class Run:
             raise InputError(f"{path}: manifest.json is not that of a run; give a folder that `vlm2rec run` wrote")
         config = parse_config(_renamed(manifest["config"]), origin=str(path / "manifest.json"))
         return cls(path, config, manifest)
+
+    @property
+    def quick(self) -> bool:
+        """Whether it was made with --quick: a look, not a result."""
+        return bool(self.manifest.get("quick"))
 
     def record(self, **entries: Any) -> None:
         """Put entries into the manifest and write it; of several processes that share the run, the first writes."""

@@ -169,7 +169,8 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"backbone.path = {settings.path!r}: no model could be loaded from it ({shortened(error)});"
-            " give the folder of a Hugging Face checkpoint, a hub name, or nano"
+            " give the folder of a Hugging Face checkpoint or a hub name; `vlm2rec backbone smol` makes one without"
+            " a hub"
         ) from None
     if found["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(found["missing_keys"])

@@ -1,8 +1,9 @@
 """The built-in backbone: a vision-language model of about a million layer parameters, trained in seconds.
 
 Its parts are transformers' own (LLaVA: a SigLIP tower, a two-layer projector, a Llama), its tokenizer is a
-byte-level BPE, so it reads any title, and a picture is four visual tokens. It is a stand-in for a pretrained model
-where there is no network: after its lessons it can read and see a little, and no more.
+byte-level BPE of some hundred words, and a picture is four visual tokens. It is made for the drawn shop, for
+demonstrations and tests: after its lessons it can read the words of that shop and see its pictures. Real titles fall
+apart into letters (`backbones.reading` measures it).
 """
 
 import shutil

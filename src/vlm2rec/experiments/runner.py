@@ -15,6 +15,7 @@ from vlm2rec.experiments.schedule import Task, default_jobs, run_all
 from vlm2rec.experiments.shop import packaged, shop
 from vlm2rec.experiments.spec import Experiment
 from vlm2rec.experiments.tables import Results, write_tables
+from vlm2rec.methods.reading import warn_ahead
 from vlm2rec.runs import STAGES, Run, read_json, write_json
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -61,11 +62,11 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
         InputError: a setting is wrong (before anything runs), or rows could not be run (after all others have).
     """
     plans, raw = make_plans(asked, say)
-    pages = [_Page(plan, raw, asked.out, say) for plan in plans if plan.cells]
+    pages = [_Page(plan, raw, asked.out, say, asked.quick) for plan in plans if plan.cells]
     for page in pages:  # all rows of a page are of one data set, and without it none can be run
         Dataset.load(page.plan.shown[0].config.data.path)
     for plan in (plan for plan in plans if not plan.cells):
-        say(write_statistics(plan.experiment, raw, asked.out))
+        say(write_statistics(plan.experiment, raw, asked.out, asked.quick))
 
     def told(task: Task, reason: str) -> None:
         if reason:
@@ -73,7 +74,9 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
         for page in pages:
             page.told(task, reason)
 
-    run_all(merged_tasks(plans), asked.out / "runs" / ".shared", jobs or default_jobs(), told, say)
+    tasks = merged_tasks(plans, asked.quick)
+    warn_ahead(task.config for task in tasks if not task.is_done)
+    run_all(tasks, asked.out / "runs" / ".shared", jobs or default_jobs(), told, say)
     _complain(pages)
     return [asked.out / f"{plan.experiment.name}.md" for plan in plans]
 
@@ -128,7 +131,7 @@ def show_experiment(name: str, out: Path) -> str:
     experiment = find_experiment(name)
     noted = read_json(out / f"{name}.json", "experiment")
     if not experiment.rows and "datasets" in noted:
-        return write_statistics(experiment, noted["datasets"], out)
+        return write_statistics(experiment, noted["datasets"], out, bool(noted.get("quick")))
     if not {"rows", "left_out"} <= noted.keys():
         raise InputError(f"{out / f'{name}.json'}: not what `vlm2rec experiment run` wrote; run it again")
     rows = {row: [out / folder for folder in folders] for row, folders in noted["rows"].items()}
@@ -142,8 +145,8 @@ def find_experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def merged_tasks(plans: Sequence[Plan]) -> list[Task]:
-    """The runs of several plans, each once and as far as any of them needs it."""
+def merged_tasks(plans: Sequence[Plan], quick: bool = False) -> list[Task]:
+    """The runs of several plans, each once and as far as any of them needs it; `quick` is what they will be marked."""
     found: dict[Path, Task] = {}
     names: set[str] = set()
     for cell in (cell for plan in plans for cell in plan.cells):
@@ -154,7 +157,7 @@ def merged_tasks(plans: Sequence[Plan]) -> list[Task]:
             other.name if other else f"{cell.row.label} ({cell.row.name}), seed {cell.seed}" if name in names else name
         )
         names.add(name)
-        found[cell.folder] = Task(name, cell.config, cell.folder, until, cell.needs)
+        found[cell.folder] = Task(name, cell.config, cell.folder, until, cell.needs, quick)
     return list(found.values())
 
 
@@ -170,6 +173,7 @@ class _Page:
     raw: Mapping[str, Any]
     out: Path
     say: Say
+    quick: bool = False
     done: dict[str, list[Path]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     open: dict[str, int] = field(default_factory=dict)
@@ -208,7 +212,9 @@ class _Page:
         rows = {row: [str(folder.relative_to(self.out)) for folder in folders] for row, folders in done.items()}
         each = EXPERIMENTS[self.name].each
         file = {key: self.raw[key] for key in (each, "backbone") if each and key in self.raw}
-        write_json(self.out / f"{self.name}.json", {"rows": rows, "left_out": missing, "file": file})
+        write_json(
+            self.out / f"{self.name}.json", {"rows": rows, "left_out": missing, "file": file, "quick": self.quick}
+        )
         return write_tables(self.plan.experiment, Results(done, missing), self.out, figures)
 
     def _earlier(self) -> dict[str, list[Path]]:

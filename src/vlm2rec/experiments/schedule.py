@@ -30,6 +30,7 @@ class Task:
     folder: Path
     until: str
     needs: tuple[Path, ...] = ()
+    quick: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -87,7 +88,7 @@ def _one_by_one(tasks: Sequence[Task], shared: Path, told: Told, say: Say) -> No
     failed: dict[Path, str] = {}
     for number, task in enumerate(tasks, start=1):
         say(f"[{number}/{len(tasks)}] {task.name}")
-        reason = _missing(task, failed) or attempt(task.config, task.folder, shared, task.until)
+        reason = _missing(task, failed) or attempt(task.config, task.folder, shared, task.until, task.quick)
         if reason:
             failed[task.folder] = task.name
         told(task, reason)
@@ -127,7 +128,7 @@ class _Pool:
                 return
             self.begun += 1
             self.say(f"[{self.begun}/{self.total}] {task.name}")
-            worker.begin(task.name, task.config, task.folder, self.shared, task.until)
+            worker.begin(task.name, task.config, task.folder, self.shared, task.until, task.quick)
             self.running[worker] = task
 
     def _next(self) -> Task | None:

@@ -1,10 +1,10 @@
 """What an experiment is made of: rows, columns, sheets, charts. Plain data; `paper` holds the ones there are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from vlm2rec.comparison import SEQUENTIAL, SETS, VIEWS, Method
+from vlm2rec.comparison import QUICK, SEQUENTIAL, SETS, VIEWS, Method
 
 if TYPE_CHECKING:
     from vlm2rec.report.plots import BarChart, LineChart
@@ -128,3 +128,9 @@ class Experiment:
         if row.name in self.direct and column.figure.startswith("seqrec."):
             return ".".join(["retrieval", *column.figure.split(".")[2:]])
         return column.figure
+
+
+def quickly(experiment: Experiment) -> Experiment:
+    """The experiment with the word in its title, which heads every table and file, and what it means below them."""
+    note = "quick: one seed, few users and few steps; a look, not a result."
+    return replace(experiment, title=f"{experiment.title} ({QUICK})", notes=(*experiment.notes, note))

@@ -6,12 +6,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vlm2rec.compare import pairwise_tests
-from vlm2rec.comparison import SETS, Method, PairedTest, csv_text, seeds_grid, tests_csv, tests_grid
+from vlm2rec.comparison import SETS, Method, PairedTest, csv_text, marked_quick, seeds_grid, tests_csv, tests_grid
 from vlm2rec.config import LeaveOneOut
 from vlm2rec.experiments.lines import line_of
 from vlm2rec.experiments.ordering import order_notes
 from vlm2rec.experiments.plan import NOT_ASKED
-from vlm2rec.experiments.spec import MAIN, Column, Experiment, Line, Sheet
+from vlm2rec.experiments.spec import MAIN, Column, Experiment, Line, Sheet, quickly
 from vlm2rec.grid import Grid, Style, best_two
 from vlm2rec.report.plots import save
 from vlm2rec.runs import write_text
@@ -39,9 +39,20 @@ def write_tables(experiment: Experiment, results: Results, out: Path, figures: b
 
 
 def write_page(
-    experiment: Experiment, lines: Sequence[Line], notes: Sequence[str], out: Path, figures: bool = True
+    experiment: Experiment,
+    lines: Sequence[Line],
+    notes: Sequence[str],
+    out: Path,
+    figures: bool = True,
+    quick: bool = False,
 ) -> str:
-    """As `write_tables`, from lines, with some notes below the tables."""
+    """As `write_tables`, from lines, with some notes below the tables.
+
+    `quick`: made with --quick, which runs know of themselves; then every heading and every line of a CSV says so.
+    """
+    quick = quick or any(run.quick for line in lines for run in line.method.runs)
+    if quick:
+        experiment = quickly(experiment)
     tests, seed_tests = _tests(experiment, lines)
     starred = _starred(experiment, tests)
     main = [
@@ -54,20 +65,22 @@ def write_page(
         below = [f"% {note}" if style == "latex" else note for note in ended]
         return "\n\n".join([*(grid.render(style) for grid in grids if grid.rows), *below]) + "\n"
 
-    name, full = experiment.name, [*main, tests_grid(tests), seeds_grid(seed_tests)]
+    paired = [marked_quick(grid, quick) for grid in (tests_grid(tests), seeds_grid(seed_tests))]
+    name, full = experiment.name, [*main, *paired]
     drawn = _draw(experiment, lines, out) if figures else (out / f"{name}.svg").exists()
     picture = f"![{experiment.title}]({name}.svg)\n\n" if drawn else ""
     write_text(out / f"{name}.md", f"# {experiment.title}\n\n{picture}" + rendered("markdown", full))
     write_text(out / f"{name}.tex", rendered("latex", main))
-    write_text(out / f"{name}.csv", csv_text(_FIGURES, _figures(experiment, lines)))
+    write_text(out / f"{name}.csv", csv_text(_FIGURES, _figures(experiment, lines), quick))
     if experiment.reference:
-        write_text(out / f"{name}-tests.csv", tests_csv((*tests, *seed_tests)))
+        write_text(out / f"{name}-tests.csv", tests_csv((*tests, *seed_tests), quick))
     return rendered("text", main)
 
 
 def _draw(experiment: Experiment, lines: Sequence[Line], out: Path) -> bool:
     """The figure's panels to files, where it has any and they have something to show."""
-    charts = [drawn for chart in experiment.charts if (drawn := chart.drawn(lines)) is not None]
+    quick = any(run.quick for line in lines for run in line.method.runs)
+    charts = [marked_quick(drawn, quick) for chart in experiment.charts if (drawn := chart.drawn(lines)) is not None]
     return bool(charts and save(charts, out / experiment.name))
 
 
@@ -118,8 +131,10 @@ def _marks(experiment: Experiment, column: Column, lines: Sequence[Line]) -> lis
     if column.best is None:
         return [0] * len(lines)
     sign = -1 if column.best == "low" else 1
-    means = [line.method.mean(experiment.figure(line.row, column)) for line in lines]
-    return best_two([None if mean is None else sign * mean for mean in means])
+    figures = [experiment.figure(line.row, column) for line in lines]
+    means = [line.method.mean(figure) for line, figure in zip(lines, figures, strict=True)]
+    users = [line.method.users_behind(figure) for line, figure in zip(lines, figures, strict=True)]
+    return best_two([None if mean is None else sign * mean for mean in means], column.digits, users)
 
 
 def _columns(experiment: Experiment) -> tuple[Column, ...]:
@@ -167,18 +182,45 @@ def _run_notes(experiment: Experiment, lines: Sequence[Line]) -> Iterator[str]:
         f"Data: {first.manifest['data']['name']}, {data['users']:,} users ({data['evaluated_users']:,} evaluated),"
         f" {data['items']:,} items.{held_out} Mean ± sd over seeds."
     )
+    runs = (run for line in lines for run in line.method.runs)
+    yield from dict.fromkeys(f"Warning: {said}." for run in runs for said in run.results().get("warnings", ()))
     reference = next((line.label for line in lines if line.row.name == experiment.reference), None)
     if reference is not None:
         yield (
-            f"* {reference} ahead of every row in {MAIN}: paired t-tests over users averaged over seeds, p < .05 after"
-            " Holm's correction."
+            f"* {reference} ahead of every row in {MAIN}{_seeds_of_claim(experiment, lines)}: paired t-tests over"
+            " users, each averaged over seeds, p < .05 after Holm's correction."
         )
+    yield from _counted(lines)
     if experiment.direct:
         named = ", ".join(line.row.label for line in lines if line.row.name in experiment.direct)
         yield f"{named}: ranked directly, the same in every column."
     oracle = next((found for line in lines if (found := line.method.mean(f"oracle.sampled.{MAIN}")) is not None), None)
     if oracle is not None:
         yield f"An oracle that knows the shoppers' tastes reaches {MAIN} {oracle:.4f} on the 100 uniform candidates."
+
+
+def _counted(lines: Sequence[Line]) -> Iterator[str]:
+    """What counting reaches on the same users and candidates, where it is no row of the table."""
+    names = {"chance": ("random", "chance"), "poprec": ("poprec", "PopRec"), "itemknn": ("itemknn", "item-kNN")}
+    kinds = {line.method.kind for line in lines}
+    every = (run.results().get("baselines") for line in lines for run in line.method.runs)
+    found: Mapping[str, Mapping[str, Mapping[str, float]]] = next(filter(None, every), {})
+    said = [
+        f"{label} {' / '.join(f'{figures[view][MAIN]:.4f}' for view in ('sampled', 'matched', 'full'))}"
+        for key, figures in found.items()
+        for kind, label in [names[key]]
+        if kind not in kinds
+    ]
+    if said:
+        yield f"Counted on the same users and candidates, {MAIN} sampled / matched / full: {', '.join(said)}."
+
+
+def _seeds_of_claim(experiment: Experiment, lines: Sequence[Line]) -> str:
+    """What the sentence about being ahead has to say where it rests on one seed."""
+    single = [line for line in lines if (line.row.seeded or experiment.task2) and len(line.method.seeds) == 1]
+    if any(line.row.name == experiment.reference for line in single):
+        return " on one seed (how far another would move it is not known)"
+    return f" (on one seed of {', '.join(line.label for line in single)})" if single else ""
 
 
 def _left_out(results: Results) -> Iterator[str]:

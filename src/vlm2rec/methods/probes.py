@@ -25,14 +25,17 @@ _STOP_AFTER = 2  # probes in a row
 
 
 def build_probe(
-    run: Run, split: Split, encoder: Encoder, objective: Objective, samples: Samples, users: np.ndarray
+    run: Run, split: Split, encoder: Encoder, objective: Objective, samples: Samples, users: np.ndarray, looks: int
 ) -> Probe | None:
-    """The probe that `monitor` asks for, None where it asks for none; `users` are those of validation."""
+    """The probe that `monitor` asks for, None where it asks for none.
+
+    `users` are those of validation, `looks` how many probes are planned after that of step 0.
+    """
     settings, seed = run.config.monitor, run.config.evaluation.candidate_seed
     if settings.probes == 0:
         return None
     some = users[sample_users(len(users), settings.users, seed, "monitor")]
-    monitor = Monitor(split, some, partial(embed, encoder, split.dataset), seed, run.path)
+    monitor = Monitor(split, some, partial(embed, encoder, split.dataset), seed, run.path, looks)
     two = settings.gradients and encoder.passes == _VIEWS
     aligned = Alignment(run.config, split, encoder, objective, samples) if two else None
 

@@ -185,6 +185,8 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
     run.record(trainable=encoder.towers())
     samples = Samples(split, config.training, config.seed)
     users = validation_users(config, split, samples.users)
+    total = config.training.epochs * samples.steps_per_epoch
+    probed = probe_steps(total, config.training.batch_size, config.monitor)
     state = fit(
         nn.ModuleDict({"encoder": encoder, "objective": objective}),
         training_step(samples, split, encoder, objective, config),
@@ -194,10 +196,8 @@ def train(run: Run, split: Split, encoder: Encoder) -> dict[str, Any]:
         folder=run.path,
         validate=_validate(run, split, encoder, users),
         no_decay=list(objective.parameters()),
-        probe=build_probe(run, split, encoder, objective, samples, users),
-        probe_steps=probe_steps(
-            config.training.epochs * samples.steps_per_epoch, config.training.batch_size, config.monitor
-        ),
+        probe=build_probe(run, split, encoder, objective, samples, users, looks=len(probed) - 1),
+        probe_steps=probed,
         title=f"{config.method.kind} seed {config.seed}",
     )
     if rank() == 0:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vlm2rec.comparison import VIEWS, Method
 from vlm2rec.diagnostics.describe import STATUS
+from vlm2rec.diagnostics.status import status
 from vlm2rec.grid import Grid
 from vlm2rec.metrics import mean_interval
 from vlm2rec.report.curves import seeds
@@ -31,13 +32,13 @@ _PROBES: tuple[tuple[str, str, str, tuple[tuple[str, str, str], ...]], ...] = (
     ),
     (
         "monitor",
-        "N@20 of the monitored users",
+        "N@20",
         "N@20",
         (("fused", "f2f", "f2f"), ("text", "t2f", "t2f"), ("image", "v2f", "v2f")),
     ),
     (
         "separability",
-        "separability S of the monitored",
+        "separability S",
         "S",
         (("fused", "fused", "S_fused"), ("text", "text", "S_text"), ("image", "pictures", "S_image")),
     ),
@@ -95,6 +96,11 @@ class Block:
     bars: tuple[Panel, ...]
     curves: tuple[Panel, ...]
 
+    @property
+    def css(self) -> str:
+        """The status as a class: that of most seeds, where they differ."""
+        return self.status.partition(" (")[0].replace(" ", "-")
+
 
 def blocks(methods: Sequence[Method], chance: Mapping[str, float], logs: Logs) -> list[Block]:
     """One for each method whose modalities were measured apart. `chance`: candidate set -> N@20 of knowing nothing."""
@@ -103,19 +109,14 @@ def blocks(methods: Sequence[Method], chance: Mapping[str, float], logs: Logs) -
 
 def _block(method: Method, chance: Mapping[str, float], logs: Logs) -> Block:
     found, name = diagnosis_of(method), display(method.label)
-    panels = [
-        Panel(
-            f"{key}-{slug(method.label)}",
-            LineChart(
-                f"{name}: {title}" if len(name) <= _LONG else title[0].upper() + title[1:],
-                [one for css, label, probe in curves for one in seeds(method, logs, "probe", probe, css, label)],
-                "training step",
-                axis,
-                log_x=True,
-            ),
-        )
-        for key, title, axis, curves in _PROBES
-    ]
+    panels = []
+    for key, title, axis, curves in _PROBES:
+        # Test's N@20 is of other users among other candidates: the same name must not stand for both.
+        pool = "" if key == "gradients" else f", {_watched(method, logs)}"
+        heading = f"{name}: {title}" if len(name) <= _LONG else title[0].upper() + title[1:]
+        series = [one for css, label, probe in curves for one in seeds(method, logs, "probe", probe, css, label)]
+        chart = LineChart(f"{heading}{pool}", series, "training step", f"{axis}{pool}", log_x=True)
+        panels.append(Panel(f"{key}-{slug(method.label)}", chart))
     groups = _bars(method)
     levels = {round(chance[group.label], 4) for group in groups if group.label in chance}
     level = levels.pop() if len(levels) == 1 else None  # one line for both candidate sets, if it is the same
@@ -123,7 +124,7 @@ def _block(method: Method, chance: Mapping[str, float], logs: Logs) -> Block:
     return Block(
         name,
         status_of(method),
-        STATUS.get(str(found.get("status")), "").partition(": ")[2],
+        STATUS[status(found)].partition(": ")[2] if found else "",
         tuple(map(str, found.get("verdict", ()))),
         _note(method),
         "" if found else f"vlm2rec diagnose {quote(str(method.runs[0].path))}",
@@ -135,6 +136,12 @@ def _block(method: Method, chance: Mapping[str, float], logs: Logs) -> Block:
         without_empty([Panel(f"modalities-{slug(method.label)}", bars)]),
         without_empty(panels),
     )
+
+
+def _watched(method: Method, logs: Logs) -> str:
+    """Whom the monitor looked at; how many of them older runs do not say."""
+    counts = {line["users"] for run in method.runs for line in logs.lines(run.path, "probe") if "users" in line}
+    return f"{counts.pop():,} validation users" if len(counts) == 1 else "validation users"
 
 
 def _note(method: Method) -> str:
@@ -221,5 +228,8 @@ def _warning(line: Mapping[str, Any], seed: int | None) -> str:
     numbers = [line.get(key) for key in ("difference", "low", "high")]
     if all(isinstance(value, int | float) for value in numbers):
         change, low, high = (number(float(value)) for value in numbers if value is not None)
-        said += f" by {change.removeprefix('−')} of N@20 (95% {low} to {high})"
+        users = f", {line['users']:,} validation users" if "users" in line else ""
+        # Older runs were warned by an interval of 95% at every probe.
+        level = f"{line['level']:.2%} interval, corrected for all probes," if "level" in line else "95%"
+        said += f" by {change.removeprefix('−')} of N@20 ({level} {low} to {high}{users})"
     return said + ("" if seed is None else f", seed {seed}")

@@ -24,7 +24,7 @@ def write_files(comparison: Comparison, page: Page, folder: Path) -> list[Path]:
             path = folder / f"{name}{ending}"
             write_text(path, sheet.grid.render(style) + "\n")
             written.append(path)
-        write_text(folder / f"{name}.csv", sheet.csv())
+        write_text(folder / f"{name}.csv", sheet.csv(page.quick))
         written.append(folder / f"{name}.csv")
     return [*written, comparison.write(folder / "figures.csv"), folder / "figures-tests.csv"]
 

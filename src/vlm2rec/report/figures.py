@@ -21,6 +21,8 @@ class Bar:
     """Half the length of its whisker: a standard deviation, or half an interval."""
     reference: float | None = None
     """Drawn as a line across the bar: where training started."""
+    unsure: bool = False
+    """Rests on few users: drawn pale."""
 
 
 @dataclass(frozen=True)

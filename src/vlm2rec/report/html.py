@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlm2rec.compare import compare
 from vlm2rec.errors import InputError
+from vlm2rec.metrics import FEW
 from vlm2rec.report import palette
 from vlm2rec.report.export import write_files
 from vlm2rec.report.page import Page, build
@@ -53,6 +54,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["few"] = FEW
     environment.filters["svg"] = Markup  # only for what svg.py drew: it escapes its own text
     return environment.get_template("page.html").render(
         page=page, light=palette.LIGHT, dark=palette.DARK, paper=palette.PRINT, drawn=palette.DRAWN

@@ -1,10 +1,10 @@
 """Everything that a page shows, from a comparison of runs and their data set."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vlm2rec.comparison import Comparison
+from vlm2rec.comparison import QUICK, Comparison, marked_quick, seeds_text
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.data.splits import Split
 from vlm2rec.errors import InputError
@@ -42,14 +42,19 @@ class Page:
     """The parts of the page in reading order; empty ones are not shown."""
 
     title: str
+    quick: bool
+    """Whether a run was made with --quick; the title says so."""
     name: str
     data: dict[str, Any]
     evaluated: int
     several_seeds: bool
     candidate_seed: int
     chance: str
+    warnings: Sequence[str]
+    """What was said when the runs began."""
     findings: Sequence[Finding]
     retrieval: Sheet
+    not_counted: str
     differences: dict[str, dict[str, str]]
     metrics: Sequence[Sheet]
     blocks: Sequence[balance.Block]
@@ -62,6 +67,8 @@ class Page:
     missing: Sheet | None
     sequential: Sequence[Sheet]
     tests: Sheet | None
+    on_seeds: str
+    """On how many seeds the tests rest."""
     curves: Sequence[Panel]
     cost: Sheet | None
     recipes: Sequence[recipe.Recipe]
@@ -70,16 +77,16 @@ class Page:
     fingerprints: Sequence[tuple[str, str]]
 
     def sheets(self) -> Iterator[Sheet]:
-        """All tables."""
-        yield from (self.retrieval, *self.metrics)
-        yield from (sheet for sheet in (self.measures, self.geometry, self.missing, self.tests, self.cost) if sheet)
-        yield from (*self.cold_sheets, *self.sequential)
+        """All tables as files have them: each says for itself whether it is of quick runs."""
+        some = (self.measures, self.geometry, self.missing, self.tests, self.cost)
+        for sheet in (self.retrieval, *self.metrics, *filter(None, some), *self.cold_sheets, *self.sequential):
+            yield replace(sheet, grid=marked_quick(sheet.grid, self.quick))
 
     def panels(self) -> Iterator[Panel]:
-        """All charts."""
-        for block in self.blocks:
-            yield from (*block.bars, *block.curves)
-        yield from (*self.side_by_side, *self.items.maps, *self.cold, *self.curves)
+        """All charts, likewise."""
+        own = (panel for block in self.blocks for panel in (*block.bars, *block.curves))
+        for panel in (*own, *self.side_by_side, *self.items.maps, *self.cold, *self.curves):
+            yield replace(panel, chart=marked_quick(panel.chart, self.quick))
 
 
 def build(comparison: Comparison, title: str | None) -> Page:
@@ -89,20 +96,23 @@ def build(comparison: Comparison, title: str | None) -> Page:
     logs = Logs(comparison)
     chance = comparison.chance.get("sampled")
     return Page(
-        title=title or f"{name}: who buys what next",
+        title=(title or f"{name}: who buys what next") + (f" ({QUICK})" if comparison.quick else ""),
+        quick=comparison.quick,
         name=name,
         data=first.results().get("data", {}),
         evaluated=comparison.evaluated_users,
         several_seeds=any(len(method.seeds) > 1 for method in methods),
         candidate_seed=first.config.evaluation.candidate_seed,
         chance=number(chance) if chance is not None else "unknown",
+        warnings=comparison.warnings,
         findings=findings(comparison),
         retrieval=tables.retrieval(comparison),
         differences={
             key: {display(label): value for label, value in values.items()}
             for key, values in comparison.differences.items()
         },
-        metrics=tables.metrics(methods),
+        not_counted=comparison.not_counted,
+        metrics=tables.metrics(comparison.rows),
         blocks=balance.blocks(methods, comparison.chance, logs),
         measures=balance.measures(methods),
         side_by_side=balance.side_by_side(methods, comparison.chance),
@@ -113,6 +123,7 @@ def build(comparison: Comparison, title: str | None) -> Page:
         missing=tables.missing(methods),
         sequential=tables.sequential(methods),
         tests=tables.tests(comparison),
+        on_seeds=seeds_text(comparison.tests),
         curves=curves.training(methods, logs),
         cost=tables.cost(methods, logs),
         recipes=recipe.recipes(methods),

@@ -40,8 +40,21 @@ class Sheet:
             for row, cells in enumerate(self.grid.rows)
         ]
 
-    def csv(self) -> str:
-        """The cells for a program: a deviation in a column of its own, a plain minus, nothing where there is none."""
+    @property
+    def unsure(self) -> bool:
+        """Whether a cell is grey, since it rests on too few users."""
+        return self.grid.unsure or "unsure" in self.tints.values()
+
+    @property
+    def counted(self) -> bool:
+        """Whether a row was counted beside the runs."""
+        return any(row[0].endswith(" (counted)") for row in self.grid.rows)
+
+    def csv(self, quick: bool = False) -> str:
+        """The cells for a program: a deviation in a column of its own, a plain minus, nothing where there is none.
+
+        `quick`: made with --quick, as every line then says.
+        """
         columns = list(zip(self.grid.header, zip(*self.grid.rows, strict=True), strict=True))
         header, cells = [], []
         for name, column in columns:
@@ -51,12 +64,12 @@ class Sheet:
             if any(sd for _, _, sd in parts):
                 header.append(f"{name} sd")
                 cells.append([_plain(sd) for _, _, sd in parts])
-        return csv_text(header, zip(*cells, strict=True))
+        return csv_text(header, zip(*cells, strict=True), quick)
 
     def _cell(self, row: int, column: int) -> dict[str, str]:
         mean, _, sd = self.grid.rows[row][column].partition(" ± ")
         mark = self.grid.marks[row][column] if self.grid.marks else 0
-        classes = [("", "best", "second")[mark], self.tints.get((row, column), "")]
+        classes = [("", "best", "second", "unsure")[mark], self.tints.get((row, column), "")]
         return {"mean": mean, "sd": sd, "css": " ".join(filter(None, classes))}
 
 

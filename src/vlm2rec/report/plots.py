@@ -22,6 +22,8 @@ _COLUMN, _PAGE, _HEIGHT = 3.35, 6.9, 2.3
 """Widths of a column and of a page of two, and a panel's height; inches."""
 _CROWDED = 24
 """Bars in a panel beyond which it takes a row of its own."""
+_PALE = 0.35
+"""Opacity of a bar that rests on few users."""
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that files are the same everywhere
     "font.size": 8,
@@ -168,7 +170,7 @@ def _draw_bars(chart: BarChart, axes: "Axes") -> None:
 
 
 def _draw_bar(bar: Bar, x: float, axes: "Axes") -> None:
-    axes.bar(x, bar.value, 0.86, color=LIGHT[bar.css])
+    axes.bar(x, bar.value, 0.86, color=LIGHT[bar.css], alpha=_PALE if bar.unsure else None)
     if bar.sd is not None:
         axes.errorbar(x, bar.value, bar.sd, ecolor=LIGHT["ink"], elinewidth=0.8, capsize=1.8, capthick=0.8)
     if bar.reference is not None:

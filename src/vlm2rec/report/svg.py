@@ -112,7 +112,8 @@ def _bar(bar: Bar, x: float, width: float, y: Callable[[float], float], base: fl
     middle, edge = x + width / 2, y(bar.value)
     tip = f"<title>{escape(bar.label)}: {number(bar.value)}</title>"
     height = max(0.0, round(base - edge, 1))
-    parts = [f'<rect class="{bar.css}" x="{x:g}" y="{edge}" width="{width}" height="{height}">{tip}</rect>']
+    css = f"{bar.css} unsure" if bar.unsure else bar.css
+    parts = [f'<rect class="{css}" x="{x:g}" y="{edge}" width="{width}" height="{height}">{tip}</rect>']
     highest = edge
     if bar.sd is not None:
         up, down = y(bar.value + bar.sd), y(max(0.0, bar.value - bar.sd))

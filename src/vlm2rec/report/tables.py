@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from vlm2rec.compare import COUNTING
-from vlm2rec.comparison import SEQUENTIAL, SETS, Comparison, Method, measure_text, p_text
-from vlm2rec.grid import Grid, best_two
-from vlm2rec.metrics import METRICS
+from vlm2rec.comparison import SEQUENTIAL, SETS, Comparison, Method, marks_of, measure_text, p_text
+from vlm2rec.grid import Grid
+from vlm2rec.metrics import FEW, METRICS
 from vlm2rec.report.figures import number
 from vlm2rec.report.logs import Logs
 from vlm2rec.report.parts import NONE, Sheet, cell
@@ -15,7 +15,7 @@ from vlm2rec.report.words import display
 def retrieval(comparison: Comparison) -> Sheet:
     """N@20 on every candidate set, and what an oracle reaches where the data's makers know it."""
     columns = [(name, f"retrieval.{name}.N@20") for name in SETS]
-    sheet = _by_method("retrieval", "N@20 by candidate set", comparison.methods, columns, seeds=True)
+    sheet = _by_method("retrieval", "N@20 by candidate set", comparison.rows, columns, seeds=True)
     known = [_first(comparison.methods, f"oracle.{name}.N@20") for name in SETS]
     if not any(known):
         return sheet
@@ -67,7 +67,9 @@ def tests(comparison: Comparison) -> Sheet | None:
     """Paired tests between methods; differences that hold after Holm's correction are marked."""
     rows, tints = list[tuple[str, ...]](), dict[tuple[int, int], str]()
     for test in comparison.tests:
-        if test.p_holm is not None and test.p_holm < 0.05:
+        if test.users < FEW:
+            tints |= {(len(rows), column): "unsure" for column in range(2, 6)}
+        elif test.p_holm is not None and test.p_holm < 0.05:
             tints[len(rows), 2] = "up" if test.difference > 0 else "down"
         rows.append(
             (
@@ -140,13 +142,13 @@ def _by_method(
     head: str = "method",
 ) -> Sheet:
     """Rows of `mean ± sd`, the best two means of each column marked; what only counts stands apart."""
-    own = [str(len(method.seeds)) for method in methods]
+    own = [str(len(method.seeds) or NONE) for method in methods]
     rows = [
         (display(method.label), *([count] if seeds else []), *(cell(method, figure) for _, figure in columns))
         for method, count in zip(methods, own, strict=True)
     ]
-    best = [best_two([method.mean(figure) for method in methods]) for _, figure in columns]
-    marks = [(0, *([0] if seeds else []), *(column[row] for column in best)) for row in range(len(methods))]
+    marked = marks_of(methods, [figure for _, figure in columns], 3)
+    marks = [(0, *([0] if seeds else []), *row) for row in marked]
     groups = [int(method.kind not in COUNTING) for method in methods]
     header = (head, *(["seeds"] if seeds else []), *(heading for heading, _ in columns))
     return Sheet(name, Grid(title, header, tuple(rows), tuple(marks), tuple(groups)))

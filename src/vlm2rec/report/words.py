@@ -10,6 +10,7 @@ from typing import Any
 
 from vlm2rec.compare import COUNTING
 from vlm2rec.comparison import SETS, Comparison, Method, PairedTest, p_text
+from vlm2rec.diagnostics.status import status
 from vlm2rec.report.figures import number
 
 NAMES = {
@@ -19,6 +20,7 @@ NAMES = {
     "poprec": "PopRec",
     "itemknn": "item-kNN",
     "random": "Random",
+    "chance": "Chance",
     "sasrec": "SASRec",
     "gru4rec": "GRU4Rec",
     "bert": "BERT",
@@ -60,12 +62,13 @@ def diagnosis_of(method: Method) -> Mapping[str, Any]:
 
 def status_of(method: Method) -> str:
     """'collapsed', or where seeds differ 'collapsed (3 of 5 seeds), balanced (2)'; empty without a diagnosis."""
-    found = [run.results().get("diagnosis", {}).get("status") for run in method.runs]
-    counts = Counter(str(status) for status in found if status is not None).most_common()
+    found = [run.results().get("diagnosis") for run in method.runs]
+    # From the evidence, not as it was written: "collapsed" once meant "at chance" too.
+    counts = Counter(status(each) for each in found if each).most_common()
     if len(counts) < 2:
         return counts[0][0] if counts else ""
     (first, often), *others = counts
-    rest = "".join(f", {status} ({count})" for status, count in others)
+    rest = "".join(f", {other} ({count})" for other, count in others)
     return f"{first} ({often} of {len(found)} seeds){rest}"
 
 
@@ -83,9 +86,11 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 
 def _diagnosed(method: Method) -> Iterator[Finding]:
-    """Status and first sentences of a diagnosis, where there is something to conclude about what was trained."""
-    sentences = [str(sentence) for sentence in diagnosis_of(method).get("verdict", ())]
-    if method.kind != "vanilla" and diagnosis_of(method).get("status", "unknown") != "unknown" and sentences:
+    """Status and first sentences of a diagnosis: of what was trained, or cannot read a modality as it comes."""
+    found = diagnosis_of(method)
+    sentences = [str(sentence) for sentence in found.get("verdict", ())]
+    unreadable = status(found) in ("at chance", "below chance")
+    if (method.kind != "vanilla" or unreadable) and status(found) != "unknown" and sentences:
         told = " ".join(sentences[:2])
         seed = f"Seed {method.seeds[0]}: " if len(method.seeds) > 1 else ""
         yield Finding(f"{display(method.label)}: {status_of(method)}", seed + told)
@@ -100,7 +105,7 @@ def _modalities(method: Method) -> Iterator[Finding]:
         return
     name = display(method.label)
     moves = f"Histories of pictures alone go from {number(v0)} before training to {number(v1)} ({_percent(v1, v0)})"
-    moves += f", of text alone from {number(t0)} to {number(t1)} ({_percent(t1, t0)})."
+    moves += f", of text alone from {number(t0)} to {number(t1)} ({_percent(t1, t0)}{_users(method)})."
     before, after = method.mean("reference.geometry.image.S"), method.mean("geometry.image.S")
     if before is not None and after is not None:
         moves += f" Separability of the image space: {before:.2f} to {after:.2f}."
@@ -144,7 +149,7 @@ def _fusion(both: float, text: float, image: float) -> str:
 
 def _duels(comparison: Comparison) -> Iterator[Finding]:
     """VLM2Rec against SFT, on everything tested of fused and picture queries."""
-    kinds = {method.label: method.kind for method in comparison.methods}
+    kinds = {method.label: method.kind for method in comparison.rows}
     pairs = dict.fromkeys((test.first, test.second) for test in comparison.tests)
     for first, second in pairs:
         if (kinds[first], kinds[second]) != ("vlm2rec", "sft"):
@@ -155,7 +160,9 @@ def _duels(comparison: Comparison) -> Iterator[Finding]:
         if said:
             users, made = next(iter(tests.values())).users, len(comparison.tests)
             note = f" Paired over {users} users; p after Holm's correction over {made} comparisons."
-            text = "; ".join(said)
+            # What one seed shows another may not: that belongs into the sentence that says who is ahead.
+            on_one = "on one seed, " if any(test.seeds < 2 for test in tests.values()) else ""
+            text = on_one + "; ".join(said)
             yield Finding(f"{display(first)} against {display(second)}", f"{text[0].upper()}{text[1:]}.{note}")
 
 
@@ -170,7 +177,7 @@ def _verdict(test: PairedTest) -> str:
 
 def _sanity(comparison: Comparison) -> Iterator[Finding]:
     """The best counting method against the best learned method, on each candidate set."""
-    counting = [method for method in comparison.methods if method.kind in COUNTING and method.kind != "random"]
+    counting = [method for method in comparison.rows if method.kind in COUNTING and method.kind != "random"]
     learned = [method for method in comparison.methods if method.kind not in COUNTING]
     said = []
     for name in SETS:
@@ -181,8 +188,10 @@ def _sanity(comparison: Comparison) -> Iterator[Finding]:
             counted, taught = (f"{display(one.label)} {number(mean)}" for mean, one in (rival, best))
             said.append(f"{name}: {counted}, {side} {taught}")
     if said:
+        users = f"{comparison.evaluated_users:,} users"
         yield Finding(
-            "Against counting", "N@20 of the best counting method and the best learned method. " + "; ".join(said) + "."
+            "Against counting",
+            f"N@20 of the best counting method and the best learned method ({users}). " + "; ".join(said) + ".",
         )
 
 
@@ -195,13 +204,20 @@ def _ceiling(comparison: Comparison) -> Iterator[Finding]:
         yield Finding(
             "Against the best possible",
             f"An oracle that knows the shoppers' tastes reaches {number(oracle[0])} on sampled candidates;"
-            f" {display(best[1].label)} reaches {number(best[0])}, {best[0] / oracle[0]:.0%} of it.",
+            f" {display(best[1].label)} reaches {number(best[0])}, {best[0] / oracle[0]:.0%} of it"
+            f" ({comparison.evaluated_users:,} users).",
         )
 
 
 def _best(methods: list[Method], figure: str) -> tuple[float, Method] | None:
     scored = [(mean, method) for method in methods if (mean := method.mean(figure)) is not None]
     return max(scored, key=lambda pair: pair[0]) if scored else None
+
+
+def _users(method: Method) -> str:
+    """ "; 500 users", or nothing where a run does not say."""
+    count = method.mean("data.evaluated_users")
+    return "" if count is None else f"; {count:,.0f} users"
 
 
 def _percent(after: float, before: float) -> str:
