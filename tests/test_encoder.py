@@ -250,7 +250,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(folders: dict[str, Path], tm
     weights = load_file(broken / "model.safetensors")
     dropped = next(name for name in weights if "q_proj" in name)
     save_file({name: w for name, w in weights.items() if name != dropped}, broken / "model.safetensors")
-    with pytest.raises(InputError, match="1 weights are missing"):
+    with pytest.raises(InputError, match="1 weight is missing"):
         build(broken)
 
 

@@ -9,14 +9,15 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from vlm2rec.backbones.gallery import Gallery
-from vlm2rec.backbones.load import Backbone, decoder, load_backbone, towers
-from vlm2rec.backbones.lora import add_lora, load_lora
+from vlm2rec.backbones.load import Backbone, check_digest, decoder, load_backbone, towers
+from vlm2rec.backbones.lora import add_lora, check_saved, load_lora, save_lora
 from vlm2rec.backbones.packing import Prompt, packed_states, rows, why_not
 from vlm2rec.backbones.vision import Visual
 from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
+from vlm2rec.damage import TENSORS, listing
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.errors import InputError
-from vlm2rec.fusion import Gate, fuse
+from vlm2rec.fusion import GATE_FILE, Gate, fuse
 from vlm2rec.objectives import Views
 from vlm2rec.prompts import Modality, Picture, Segment, Text, Title, history_prompt, passes
 from vlm2rec.runs import read_json, replacing_folder, write_json
@@ -66,38 +67,46 @@ class Encoder(nn.Module):
         return cls(load_backbone(settings, head), settings, prompt, batch_tokens)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Encoder":
-        """Read what `save` wrote. Raises InputError where the folder or its backbone is missing."""
+    def load(cls, folder: Path | str, head: bool = False) -> "Encoder":
+        """Read what `save` wrote; `head` as for `build`.
+
+        Raises:
+            InputError: the folder is no saved encoder or not whole, or its backbone is gone or another one by now.
+        """
         folder = Path(folder)
         saved = read_json(folder / _FILE, "saved encoder")
         try:
             settings, prompt = BackboneConfig(**saved["backbone"]), PromptConfig(**saved["prompt"])
             batch_tokens = int(saved["batch_tokens"])
         except (KeyError, TypeError, ValueError):
-            raise InputError(
-                f"{folder / _FILE}: not the settings of an encoder of this version; train it again"
-            ) from None
-        encoder = cls.build(settings, prompt, batch_tokens)
-        if (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder / _FILE}: not the settings of an encoder of this version") from None
+        adapted = check_saved(folder / _FILE, saved)
+        encoder = cls.build(settings, prompt, batch_tokens, head)
+        check_digest(folder, saved, encoder.backbone, settings.path)
+        if adapted:
             encoder.adapter = load_lora(encoder.backbone, folder)
         if encoder.gate is not None:
             encoder.gate.read(folder)
         return encoder.eval()
 
     def save(self, folder: Path | str) -> None:
-        """Write the settings, the adapters (PEFT's own files) and the gate; the backbone stays where it is."""
+        """Write the settings, the adapters (PEFT's own files) and the gate; the backbone stays where it is.
+
+        `encoder.json` says which weights belong to it, and what backbone they were trained on.
+        """
         with replacing_folder(Path(folder)) as temporary:
-            if self.adapter is not None:
-                self.adapter.save_pretrained(str(temporary))
-                (temporary / "README.md").unlink(missing_ok=True)
+            tensors = save_lora(self.adapter, temporary) if self.adapter is not None else {}
             if self.gate is not None:
                 self.gate.save(temporary)
+                tensors[GATE_FILE] = listing(self.gate.state_dict())
             write_json(
                 temporary / _FILE,
                 {
                     "backbone": json.loads(self.settings.model_dump_json(exclude_none=True)),
                     "prompt": json.loads(self.prompt.model_dump_json()),
                     "batch_tokens": self.batch_tokens,
+                    "digest": self.backbone.digest,
+                    TENSORS: tensors,
                 },
             )
 

@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 
 from vlm2rec.config import GRU4Rec, SASRec
 from vlm2rec.data.splits import Which
@@ -17,6 +16,7 @@ from vlm2rec.seqrec.fit import SequenceModel, fit_from_vectors, fit_sequential
 from vlm2rec.seqrec.items import IdItems, Items, Norm, TableItems, normalised
 from vlm2rec.seqrec.models import Kind
 from vlm2rec.tasks import Scorer
+from vlm2rec.weights import read_into, write_weights
 
 
 class Sequential(Recommender):
@@ -69,9 +69,7 @@ class Sequential(Recommender):
                 config.evaluation,
             )  # fmt: skip
         with replacing_folder(run.path / "model") as folder:
-            save_file(
-                {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
-            )
+            write_weights(folder / "model.safetensors", model.state_dict())
         figures = dict(model.validation)
         seconds = {name: figures.pop(name) for name in ("seconds", "epoch_seconds")}
         return {"validation": figures, **seconds}
@@ -79,7 +77,7 @@ class Sequential(Recommender):
     def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
         """Its own scores, the whole catalogue by dot product."""
         model = SequenceModel(self.kind, self._items(), self.split, self.config.seqrec)
-        model.load_state_dict(load_file(run.path / "model" / "model.safetensors"))
+        read_into(run.path / "model" / "model.safetensors", model.state_dict())
         return model.scorer(users, which)
 
     def sequence_task(self, run: Run, users: np.ndarray) -> dict[str, SequenceResult]:

@@ -33,7 +33,8 @@ from vlm2rec.process import rank, world
 from vlm2rec.runs import Run, locked, replacing, write_json
 from vlm2rec.tasks import Cosine, Scorer, metrics_of, rank_users
 from vlm2rec.training.batches import Samples, objective_arguments
-from vlm2rec.training.loop import State, Step, fit
+from vlm2rec.training.checkpoints import State
+from vlm2rec.training.loop import Step, fit
 from vlm2rec.training.shares import Shares, backward_in_shares
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from vlm2rec.backbones.load import load_backbone, towers
-from vlm2rec.backbones.lora import load_lora
 from vlm2rec.backbones.packing import Prompt
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.small import TextEncoder
@@ -183,8 +182,7 @@ class SLIM(Embedder):
     def student(self, run: Run) -> Encoder:
         """The distilled model with its language head."""
         if self._student is None:
-            self._student = self._build(self.config.backbone)
-            self._student.adapter = load_lora(self._student.backbone, run.path / "model")
+            self._student = Encoder.load(run.path / "model", head=True)
         return self._student.eval()
 
     def _fitted(self) -> dict[Phase, np.ndarray]:
