@@ -336,7 +336,7 @@ def test_a_damaged_gate_is_one_line(folders: dict[str, Path], tmp_path: Path, da
         path.write_bytes(path.read_bytes()[:100])
     else:
         Gate(8).save(tmp_path / "model")
-    with pytest.raises(InputError, match=r"gate\.safetensors: cannot be read as the gate of this encoder") as caught:
+    with pytest.raises(InputError, match=r"gate\.safetensors (is|has)") as caught:
         Encoder.load(tmp_path / "model")
     assert "\n" not in str(caught.value)
 

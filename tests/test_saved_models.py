@@ -125,7 +125,6 @@ def saved(
     adapters, one = "adapter_model.safetensors", "model.safetensors"
     return {
         "encoder": Saved(root / "encoder", adapters, Encoder.load),
-        "encoder with its head": Saved(root / "encoder", adapters, lambda folder: Encoder.load(folder, head=True)),
         "gate": Saved(root / "encoder", "gate.safetensors", Encoder.load),
         "titles": Saved(root / "titles", "language.safetensors", TitleEncoder.load),
         "adapted titles": Saved(root / "adapted titles", adapters, TitleEncoder.load),
@@ -146,7 +145,7 @@ def saved(
 
 
 LOADERS = (
-    "encoder", "encoder with its head", "gate", "titles", "adapted titles", "records", "late fusion", "sasrec",
+    "encoder", "gate", "titles", "adapted titles", "records", "late fusion", "sasrec",
     "training", "optimizer", "best epoch", "backbone", "backbone with its head", "text encoder", "picture encoder",
     "clip",
 )  # fmt: skip
@@ -221,7 +220,7 @@ def test_what_is_not_whole_is_refused(saved: dict[str, Saved], loader: str, kind
     check_one_line(lambda: asked.load(tmp_path / "copy"), str(tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("loader", ["encoder", "adapted titles", "records"])
+@pytest.mark.parametrize("loader", ["encoder", "adapted titles"])
 @pytest.mark.parametrize("kind", list(DAMAGES))
 def test_models_of_earlier_versions_too(saved: dict[str, Saved], loader: str, kind: str, tmp_path: Path) -> None:
     """They do not say which tensors they have: those that their LoRA settings make of the backbone."""

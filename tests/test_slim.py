@@ -491,7 +491,7 @@ def test_what_does_not_fit_is_one_line(
         (tiny_dataset, {**good, "modality": "multimodal"}, {}, "reads no pictures, but method.modality"),
         (blind, {**good, "modality": "multimodal"}, {}, "has no pictures"),
         (short, good, {}, "nothing can be trained"),
-        (tiny_dataset, {"text_encoder": nowhere}, {}, "no tokenizer could be loaded"),
+        (tiny_dataset, {"text_encoder": nowhere}, {}, "no such folder"),
         (tiny_dataset, {**good, "teacher": "file"}, {}, "needs method.teacher_path"),
         (tiny_dataset, {**good, "teacher": "file", "teacher_path": nowhere + "/a.jsonl"}, {}, "no such file"),
         (tiny_dataset, {**good, "teacher": "model", "teacher_path": nowhere}, {}, "method.teacher_path = "),

@@ -25,6 +25,7 @@ COUNTING = ("random", "poprec", "itemknn")
 _FIRST = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "vanilla")
 _LAST = ("sft", "vlm2rec", "hybrid")
 _READ_NO_PROMPT = (*COUNTING, "gru4rec", "sasrec", "bert", "clip", "pair", "hybrid")
+_REMAKE = "remove it, and `vlm2rec run` with the same --out makes it again"
 _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are still seeds of one method
     {"seed", "preset", "training.micro_batch", "training.gradient_checkpointing", "training.checkpoint_every"}
     | {"evaluation.batch_tokens", "backbone.cache_vision", "monitor.probes", "monitor.users", "monitor.gradients"}
@@ -32,7 +33,7 @@ _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are
 )
 
 
-def compare(runs: Sequence[Path]) -> Comparison:
+def compare(runs: Sequence[Path | str]) -> Comparison:
     """Group finished runs into methods, average over seeds and test every pair of methods.
 
     Neither pairs of two counting methods nor the random scorer are tested: nobody asks, and each further comparison
@@ -129,7 +130,7 @@ def _read_users(run: Path) -> _Ranks:
     try:
         frame = pl.read_parquet(path, columns=list(columns), glob=False).sort("user_id")
     except (OSError, pl.exceptions.PolarsError):
-        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; evaluate the run again") from None
+        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; {_REMAKE}") from None
     found: _Ranks = {}
     for (task, view), rows in frame.group_by("task", "view", maintain_order=True):
         query = "f2f" if task == "retrieval" else str(task).rpartition(":")[2]
@@ -137,7 +138,7 @@ def _read_users(run: Path) -> _Ranks:
             values = ndcg(rows["above"].to_numpy(), rows["ties"].to_numpy(), 20)
             found[f"{view}.{query}"] = (rows["user_id"].to_list(), rows["candidates"].to_list(), values)
     if "sampled.f2f" not in found:
-        raise InputError(f"{path}: no user was ranked against the sampled candidates; evaluate the run again")
+        raise InputError(f"{path}: no user was ranked against the sampled candidates; {_REMAKE}")
     return found
 
 
@@ -158,7 +159,7 @@ def _check_alike(reference: Run, expected: _Ranks, run: Run, users: _Ranks) -> N
         if users[measure][0] != expected[measure][0]:
             raise InputError(f"{run.path}: evaluated on other users than {reference.path}; set evaluation.users alike")
         if users[measure][1] != expected[measure][1]:
-            raise InputError(f"{run.path}: ranked against other candidates than {reference.path}; evaluate both again")
+            raise InputError(f"{run.path}: ranked against other candidates than {reference.path}; leave it out")
 
 
 def _group(runs: Sequence[Run], users: Sequence[Mapping[str, Vector]]) -> list[Method]:

@@ -5,6 +5,7 @@ A folder is judged by the file in it that lists the others: `manifest.json` of a
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 TENSORS = "tensors"
 """Key of a saved model's JSON file: weights file beside it -> name of a tensor -> its shape, as `shape_text` has it."""
 
+RESTORE = "put it back from a copy; if it belongs to a run, `vlm2rec run` with the same --out makes it again"
+"""What to do about a file that is not whole."""
+
 _BESIDE = {"adapter_model.safetensors": "adapter_config.json"}  # PEFT's weights do not say where they belong
 _LONGEST_HEADER = 100_000_000  # what safetensors itself allows
 
@@ -21,7 +25,7 @@ _LONGEST_HEADER = 100_000_000  # what safetensors itself allows
 def damage(path: Path) -> str:
     """What is wrong with a file or a folder of this program's making; empty where nothing is.
 
-    Of files, .parquet, .npy, .safetensors, .json and .html are looked into; any other must hold something.
+    Of files, .parquet, .npy, .npz, .safetensors, .json and .html are looked into; any other must hold something.
     """
     try:
         if not path.exists():
@@ -77,17 +81,15 @@ def misfit(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 def _of_folder(path: Path) -> str:
     manifest = path / "manifest.json"
-    if found := damage(manifest):
-        return f"{path.name}/{found}"
+    if reason := damage(manifest):
+        return f"{path.name}/{reason}"
     views = json.loads(manifest.read_text(encoding="utf-8")).get("views", {})
     for name in ("ids.json", *(f"{view}.npy" for view in views)):
-        if found := damage(path / name):
-            return f"{path.name}/{found}"
+        if reason := damage(path / name):
+            return f"{path.name}/{reason}"
     for view, shape in views.items():
-        if (
-            list(np.load(path / f"{view}.npy", mmap_mode="r" if all(shape) else None, allow_pickle=False).shape)
-            != shape
-        ):
+        found = np.load(path / f"{view}.npy", mmap_mode="r" if all(shape) else None, allow_pickle=False)
+        if list(found.shape) != shape:
             return f"{path.name}/{view}.npy has another shape than its manifest says"
     return ""
 
@@ -130,6 +132,10 @@ def _npy(path: Path) -> str:
     return "" if isinstance(array, np.ndarray) else "is no .npy file"
 
 
+def _npz(path: Path) -> str:
+    return "" if zipfile.is_zipfile(path) else "is no .npz file, or cut short"
+
+
 def _safetensors(path: Path) -> str:
     try:
         tensors_in(path)
@@ -155,6 +161,7 @@ def _html(path: Path) -> str:
 _LOOKS: dict[str, Callable[[Path], str]] = {
     ".parquet": _parquet,
     ".npy": _npy,
+    ".npz": _npz,
     ".safetensors": _safetensors,
     ".json": _json,
     ".html": _html,

@@ -16,7 +16,12 @@ TUNABLE = ("sft", "vlm2rec", "sasrec", "gru4rec")
 
 
 def tune(
-    path: Path, space: Sequence[str], overrides: Sequence[str], trials: int, out: Path, say: Callable[[str], None]
+    path: Path | str,
+    space: Sequence[str],
+    overrides: Sequence[str],
+    trials: int,
+    out: Path | str,
+    say: Callable[[str], None],
 ) -> Path:
     """Train `trials` draws from `space` (entries `section.key=a,b,c`) and write the best one's `best.toml`.
 
@@ -26,7 +31,7 @@ def tune(
     Raises:
         InputError: the method reports no N@20 on validation, or `space` is not understood.
     """
-    choices = [_choices(entry) for entry in space]
+    out, choices = Path(out), [_choices(entry) for entry in space]
     base = load_config(path, overrides)
     if base.method.kind not in TUNABLE:
         raise InputError(

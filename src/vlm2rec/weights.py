@@ -8,10 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlm2rec.damage import listing, misfit, shape_text, tensors_in
+from vlm2rec.damage import RESTORE, listing, misfit, shape_text, tensors_in
 from vlm2rec.errors import InputError
-
-RESTORE = "put it back from a copy; if it belongs to a run, `vlm2rec run` with the same --out makes it again"
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:

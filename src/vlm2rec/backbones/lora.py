@@ -17,9 +17,9 @@ from vlm2rec.backbones.load import Backbone, language_path
 from vlm2rec.backbones.lora_linear import lean
 from vlm2rec.backbones.pretrained import one_line
 from vlm2rec.config import LoraSettings
-from vlm2rec.damage import TENSORS, damage, listing
+from vlm2rec.damage import RESTORE, TENSORS, damage, listing
 from vlm2rec.errors import InputError
-from vlm2rec.weights import RESTORE, read_weights
+from vlm2rec.weights import read_weights
 
 ADAPTERS = "adapter_model.safetensors"
 _SETTINGS = "adapter_config.json"

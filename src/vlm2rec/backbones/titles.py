@@ -14,7 +14,7 @@ from vlm2rec.backbones.bidirectional import attend
 from vlm2rec.backbones.load import Backbone, check_digest, language_path, load_backbone, mean_over
 from vlm2rec.backbones.lora import check_saved, load_lora, save_lora
 from vlm2rec.config import BackboneConfig
-from vlm2rec.damage import TENSORS, listing
+from vlm2rec.damage import RESTORE, TENSORS, listing
 from vlm2rec.errors import InputError
 from vlm2rec.runs import read_json, replacing_folder, write_json
 from vlm2rec.weights import read_into, write_weights
@@ -136,7 +136,8 @@ class TitleEncoder:
         if adapted:
             load_lora(backbone, folder)
         else:
-            read_into(folder / WEIGHTS, language_parameters(backbone))
+            advice = f"they must be those of the model at backbone.path = {settings.path!r}; {RESTORE}"
+            read_into(folder / WEIGHTS, language_parameters(backbone), advice)
         attend(backbone, both_ways=True)
         backbone.model.eval()
         return cls(backbone, max_tokens)

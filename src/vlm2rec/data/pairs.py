@@ -30,7 +30,7 @@ _PICTURE_OPTIONS = ("picture_size", "picture_fit")
 _EVENTS_AT_ONCE = 1 << 21
 
 
-def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> Dataset:
+def pair(first: Dataset, second: Dataset, out: Path | str, users: Users = "both") -> Dataset:
     """Merge two data sets by users and time, write the result to `out`, and open it.
 
     Users come in the order of `first`, then those whom `second` alone has; items those of `first`, then those of
@@ -48,6 +48,7 @@ def pair(first: Dataset, second: Dataset, out: Path, users: Users = "both") -> D
     Raises:
         InputError: the two cannot be put together, nobody is in both, or `out` is taken.
     """
+    out = Path(out)
     unit, clocks = _compatible(first, second)
     made_from: dict[str, Any] = {
         "users": users,

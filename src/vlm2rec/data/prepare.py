@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def prepare(
     source: Source,
-    out: Path,
+    out: Path | str,
     *,
     require: Sequence[str] = ("title", "image"),
     k_core: int = 5,
@@ -41,7 +41,7 @@ def prepare(
     users: int | None = None,
     seed: int = 0,
     fetching: "Fetching | None" = None,
-    pictures: Path | None = None,
+    pictures: Path | str | None = None,
     bad_lines: float = 0.01,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
@@ -82,6 +82,7 @@ def prepare(
         "users": users,
         "seed": None if users is None else seed,
     }
+    out, pictures = Path(out), None if pictures is None else Path(pictures)
     _check(options, require)
     say, tell = notice or _silent, progress or _silent
     there = _check_out(out)

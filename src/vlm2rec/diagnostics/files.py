@@ -46,12 +46,12 @@ class Log:
 
 
 def diagnose_files(
-    text: Path,
-    image: Path,
-    sequences: Path,
+    text: Path | str,
+    image: Path | str,
+    sequences: Path | str,
     *,
-    text_users: Path | None = None,
-    image_users: Path | None = None,
+    text_users: Path | str | None = None,
+    image_users: Path | str | None = None,
     max_history: int = 10,
     seed: int = 0,
 ) -> tuple[Diagnosis, list[str]]:
@@ -74,6 +74,7 @@ def diagnose_files(
     if (text_users is None) != (image_users is None):
         raise InputError("--text-users and --image-users belong together; give both, or none to pool items")
     notes: list[str] = []
+    sequences = Path(sequences)
     prepared = (sequences / MANIFEST).exists()
     log = _prepared(sequences) if prepared else _read_log(sequences, notes)
     # A table lists items and users as they come: no order to rely on.

@@ -68,7 +68,7 @@ def fit(
     steps_per_epoch: int,
     settings: TrainingConfig,
     seed: int,
-    folder: Path,
+    folder: Path | str,
     validate: Validate | None = None,
     no_decay: Iterable[nn.Parameter] = (),
     patience: int | None = None,
@@ -100,6 +100,7 @@ def fit(
         lr=settings.lr,
     )
     optimizer = accelerator.prepare(optimizer)
+    folder = Path(folder)
     checkpoints = Checkpoints(folder / "checkpoints", trained, optimizer)
     state = checkpoints.resume()
     parallel.barrier()  # before anything is written anew

@@ -36,11 +36,12 @@ class Stage:
     validate: Validate | None = None
 
 
-def fit_stages(module: nn.Module, stages: Sequence[Stage], folder: Path, seed: int, title: str) -> None:
+def fit_stages(module: nn.Module, stages: Sequence[Stage], folder: Path | str, seed: int, title: str) -> None:
     """Run what is left of the stages, in order; leaves the module with the weights of the last one.
 
     The parameters that want a gradient are trained, the same in every stage.
     """
+    folder = Path(folder)
     finished = [stage for stage in stages if (folder / stage.name / _DONE).exists()]
     if finished and damage(folder / finished[-1].name / _WEIGHTS):
         notice(f"{folder}: what {finished[-1].name} had learned is gone, so training begins anew")
