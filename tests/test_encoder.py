@@ -250,7 +250,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(folders: dict[str, Path], tm
     weights = load_file(broken / "model.safetensors")
     dropped = next(name for name in weights if "q_proj" in name)
     save_file({name: w for name, w in weights.items() if name != dropped}, broken / "model.safetensors")
-    with pytest.raises(InputError, match="1 weights are missing"):
+    with pytest.raises(InputError, match="1 weight is missing"):
         build(broken)
 
 
@@ -336,7 +336,7 @@ def test_a_damaged_gate_is_one_line(folders: dict[str, Path], tmp_path: Path, da
         path.write_bytes(path.read_bytes()[:100])
     else:
         Gate(8).save(tmp_path / "model")
-    with pytest.raises(InputError, match=r"gate\.safetensors: cannot be read as the gate of this encoder") as caught:
+    with pytest.raises(InputError, match=r"gate\.safetensors (is|has)") as caught:
         Encoder.load(tmp_path / "model")
     assert "\n" not in str(caught.value)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_job import without_clock
 from torch import Tensor, nn
 
+import vlm2rec.training.checkpoints as checkpoints
 import vlm2rec.training.log as log
 import vlm2rec.training.loop as loop
 from vlm2rec.config import TrainingConfig
@@ -192,7 +193,7 @@ class Killer:
 
         for owner, name in (
             (Path, "replace"), (Path, "unlink"), (Path, "mkdir"), (tempfile, "mkstemp"), (tempfile, "mkdtemp"),
-            (loop, "save_file"),
+            (checkpoints, "write_weights"),
         ):  # fmt: skip
             patch.setattr(owner, name, self._watched(getattr(owner, name)))
         patch.setattr(os, "fsync", self._watched(lambda handle: None))

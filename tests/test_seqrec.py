@@ -368,7 +368,7 @@ def test_from_anybodys_vectors(tiny_dataset: Dataset, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value) and not (tmp_path / "other").exists()
 
     refused("has no view 'image'; set method.view to fused or text", view="image")
-    refused("no readable embedding table", items=str(tmp_path / "nowhere"))
+    refused("no such folder", items=str(tmp_path / "nowhere"))
     EmbeddingTable(ids[1:3], {"fused": vectors[1:3]}).save(tmp_path / "few")
     refused(r"few: are embeddings of another catalogue than .*: 22 ids have no embedding", items=str(tmp_path / "few"))
 

@@ -152,8 +152,9 @@ def test_a_user_begun_anew_or_forgotten_has_no_past(folders: dict[str, Path]) ->
     sessions = Sessions(encoder, shelf(), window=3)
     sessions.history("a", [0, 1])
     check_equal(sessions.history("a", [5, 4, 3, 2]), anew(fresh, [[4, 3, 2]]))
-    check_equal(sessions.history("a", []), anew(fresh, [[]]))
-    check_equal(sessions.append("a", 4), anew(fresh, [[4]]))
+    with pytest.raises(InputError, match="is empty"):
+        sessions.history("a", [])
+    check_equal(sessions.append("a", 1), anew(fresh, [[3, 2, 1]]))
     sessions.forget("a")
     sessions.forget("nobody")
     assert sessions.bytes == 0

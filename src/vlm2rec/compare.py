@@ -35,7 +35,7 @@ _WITHOUT_EFFECT = frozenset(  # speed and memory only: runs that differ here are
 )
 
 
-def compare(runs: Sequence[Path]) -> Comparison:
+def compare(runs: Sequence[Path | str]) -> Comparison:
     """Group finished runs into methods, average over seeds and test every pair of methods.
 
     Popularity, item-kNN and chance stand among them as the runs counted them, unless they are given as runs.
@@ -139,7 +139,7 @@ def _check_alike(reference: Run, expected: Ranks, run: Run, users: Ranks) -> Non
         if users[measure][0] != expected[measure][0]:
             raise InputError(f"{run.path}: evaluated on other users than {reference.path}; set evaluation.users alike")
         if users[measure][1] != expected[measure][1]:
-            raise InputError(f"{run.path}: ranked against other candidates than {reference.path}; evaluate both again")
+            raise InputError(f"{run.path}: ranked against other candidates than {reference.path}; leave it out")
 
 
 def _group(runs: Sequence[Run], users: Sequence[Mapping[str, Vector]]) -> list[Method]:

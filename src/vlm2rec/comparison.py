@@ -166,12 +166,13 @@ class Comparison:
         """`table()` for a terminal."""
         return self.table("text")
 
-    def write(self, path: Path) -> Path:
+    def write(self, path: Path | str) -> Path:
         """Write `path`: the tables (.md, .tex), or the figures (.csv) with the tests beside them (NAME-tests.csv).
 
         Raises:
             InputError: the name ends in none of these.
         """
+        path = Path(path)
         if path.suffix in STYLES:
             write_text(path, self.table(STYLES[path.suffix]))
         elif path.suffix == ".csv":

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def run_demo(out: Path, seed: int, say: Callable[[str], None] = print) -> Path:
+def run_demo(out: Path | str, seed: int, say: Callable[[str], None] = print) -> Path:
     """Draw the shop, run every method, print the table; return the report's path.
 
     Everything goes to `out`, and what stands there already is not made again.
@@ -44,7 +44,7 @@ def run_demo(out: Path, seed: int, say: Callable[[str], None] = print) -> Path:
     Raises:
         InputError: `out` holds something else.
     """
-    began = time.monotonic()
+    out, began = Path(out), time.monotonic()
     say("drawing the shop and its shoppers")
     with bar() as progress:
         data = prepare(ShopWorld(seed=seed), out / "data", picture_size=112, progress=progress)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm2rec.damage import RESTORE, damage
 from vlm2rec.errors import InputError
 
 Vectors = NDArray[np.float32]
@@ -80,12 +81,27 @@ class EmbeddingTable:
         """Row numbers `(len(ids),)`. Raises InputError if an id is not in the table."""
         missing = [name for name in ids if str(name) not in self._rows]
         if missing:
+            like = f", whose ids are like {str(self.ids[0])!r}" if len(self) else ""
             raise InputError(
-                f"{len(missing):,} ids have no embedding, the first is {str(missing[0])!r}; encode them first"
+                f"{len(missing):,} ids have no embedding, such as {str(missing[0])!r}; {len(ids):,} were asked for of a"
+                f" table of {len(self):,}{like}"
             )
         return np.array([self._rows[str(name)] for name in ids], dtype=np.int64)
 
-    def save(self, folder: Path) -> None:
+    def check_ids(self, ids: Sequence[str], what: str, where: str = "the table") -> None:
+        """Raise InputError unless the rows are those of `ids`, in that order; `what` they are, such as "items"."""
+        if self.ids.tolist() == list(ids):
+            return
+        said = f"{where}: has {len(self):,} rows, but there are {len(ids):,} {what}"
+        if len(self) == len(ids):
+            row = next(row for row, (own, other) in enumerate(zip(self.ids, ids, strict=True)) if own != other)
+            said = (
+                f"{where}: has {len(self):,} rows for {len(ids):,} {what}, but row {row} is {str(self.ids[row])!r}"
+                f" where {ids[row]!r} is wanted"
+            )
+        raise InputError(f"{said}; give vectors of these {what}, in their order")
+
+    def save(self, folder: Path | str) -> None:
         """Write the table as a directory, in place of one that is there; never half of it.
 
         Raises:
@@ -95,6 +111,7 @@ class EmbeddingTable:
             wrong = sum(int((~np.isfinite(part).all(axis=1)).sum()) for part in _in_parts(vectors))
             if wrong:
                 raise ValueError(f"view {name}: {wrong} vectors are NaN or infinite")
+        folder = Path(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         new, old = (folder.parent / f".{folder.name}.{os.getpid()}.{what}" for what in ("partial", "old"))
         shutil.rmtree(new, ignore_errors=True)
@@ -121,23 +138,47 @@ class EmbeddingTable:
         shutil.rmtree(old, ignore_errors=True)
 
     @classmethod
-    def load(cls, folder: Path) -> "EmbeddingTable":
-        """Open a directory that `save` wrote, vectors memory-mapped. Raises InputError if it is none or is damaged."""
+    def load(cls, folder: Path | str, ids: Sequence[str] | None = None, what: str = "items") -> "EmbeddingTable":
+        """Open a directory that `save` wrote, vectors memory-mapped.
+
+        Args:
+            folder: the directory.
+            ids: what its rows must be, in order; None: anything.
+            what: what these ids are of.
+
+        Raises:
+            InputError: it is none or not whole, or its rows are others than `ids`.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give one with an embedding table, such as RUN/items")
+        manifest = _manifest(folder)
+        if manifest is None:
+            reason = damage(folder / "manifest.json") or "manifest.json is not that of one"
+            raise InputError(f"{folder}: no readable embedding table ({reason}); give one such as RUN/items")
         try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            if manifest.pop("kind") != "embeddings" or manifest.pop("format") != FORMAT:
-                raise ValueError("other kind or format")
-            ids = json.loads((folder / "ids.json").read_text(encoding="utf-8"))
             views = {}
             for name, shape in manifest.pop("views").items():
                 views[name] = np.load(folder / f"{name}.npy", mmap_mode="r" if all(shape) else None, allow_pickle=False)
                 if list(views[name].shape) != shape:
-                    raise ValueError(f"view {name} has another shape")
-            return cls(ids, views, manifest)
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"{folder}: no readable embedding table ({type(error).__name__}: {error}); encode again"
-            ) from None
+                    raise ValueError(f"{name}.npy has another shape than its manifest says")
+            table = cls(json.loads((folder / "ids.json").read_text(encoding="utf-8")), views, manifest)
+        except (OSError, EOFError, ValueError, TypeError, AttributeError) as error:
+            reason = damage(folder) or str(error)
+            raise InputError(f"{folder}: no readable embedding table ({reason}); {RESTORE}") from None
+        if ids is not None:
+            table.check_ids(ids, what, str(folder))
+        return table
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """What the manifest of a table says besides its kind; None where there is none, or it is of something else."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        fits = manifest.pop("kind") == "embeddings" and manifest.pop("format") == FORMAT
+        return manifest if fits and isinstance(manifest["views"], dict) and manifest["views"] else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def one_sided(vectors: NDArray[Any], view: str, width: int) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlm2rec import parallel
 from vlm2rec.backbones.sharding import in_turns
+from vlm2rec.damage import damage
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder
@@ -32,7 +33,7 @@ def encode(
     catalogue: Catalogue,
     histories: Sequence[Sequence[int]],
     ids: Sequence[str],
-    out: Path,
+    out: Path | str,
     title: str = "encoding",
     items: bool = False,
 ) -> EmbeddingTable:
@@ -66,7 +67,7 @@ def in_shards(
     rows: Sequence[T],
     ids: Sequence[str],
     embed: Callable[[Sequence[T]], Mapping[str, Tensor]],
-    out: Path,
+    out: Path | str,
     title: str,
     shard: int = _SHARD,
     manifest: Mapping[str, Any] | None = None,
@@ -84,6 +85,7 @@ def in_shards(
     is entered while shards are made. `soon` is told, before a shard is made, which rows come after it.
     Raises FloatingPointError where a vector is not finite.
     """
+    out = Path(out)
     parts = out.with_name(out.name + ".parts")
     paths = {start: parts / f"{start:09d}.npz" for start in range(0, len(rows), shard)}
     seconds, made = 0.0, 0
@@ -92,9 +94,9 @@ def in_shards(
     with progress(title, len(rows)) as tell, together or nullcontext():
         own = list(paths)[rank() :: world()]
         for start, after in zip_longest(own, own[1:]):
-            if not paths[start].exists():
+            if damage(paths[start]):
                 began = time.monotonic()
-                if soon is not None and after is not None and not paths[after].exists():
+                if soon is not None and after is not None and damage(paths[after]):
                     soon(rows[after : after + shard])
                 _make(embed, rows[start : start + shard], paths[start])
                 seconds, made = seconds + time.monotonic() - began, made + len(rows[start : start + shard])

@@ -1,7 +1,7 @@
 """The embedder: prompts, backbone and fusion. Histories and items in, `Views` out (Sec. 2.2-2.3)."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,14 +9,16 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from vlm2rec.backbones.gallery import Gallery
-from vlm2rec.backbones.load import Backbone, decoder, load_backbone, towers
-from vlm2rec.backbones.lora import add_lora, load_lora
+from vlm2rec.backbones.load import Backbone, check_digest, decoder, load_backbone, towers
+from vlm2rec.backbones.lora import add_lora, check_saved, load_lora, save_lora
 from vlm2rec.backbones.packing import Prompt, packed_states, rows, why_not
 from vlm2rec.backbones.vision import Visual
 from vlm2rec.config import BackboneConfig, LoraSettings, PromptConfig
+from vlm2rec.damage import TENSORS, listing
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.errors import InputError
-from vlm2rec.fusion import Gate, fuse
+from vlm2rec.fusion import GATE_FILE, Gate, fuse
+from vlm2rec.indices import check_histories, check_indices
 from vlm2rec.objectives import Views
 from vlm2rec.prompts import Modality, Picture, Segment, Text, Title, history_prompt, passes
 from vlm2rec.runs import read_json, replacing_folder, write_json
@@ -53,7 +55,7 @@ class Encoder(nn.Module):
         self._opening, self._closing = backbone.wrapper(prompt.chat)
         self._texts: dict[str, list[int]] = {}
         self._catalogue: Catalogue | None = None
-        self._titles: dict[int, list[int]] = {}
+        self._titles: dict[str, list[int]] = {}  # by their words: an item's may change
         self.gallery: Gallery | None = None
         if backbone.vision is not None and self.passes != ("text",):
             self.gallery = Gallery(backbone.vision, settings.cache_vision)
@@ -66,38 +68,46 @@ class Encoder(nn.Module):
         return cls(load_backbone(settings, head), settings, prompt, batch_tokens)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Encoder":
-        """Read what `save` wrote. Raises InputError where the folder or its backbone is missing."""
+    def load(cls, folder: Path | str, head: bool = False) -> "Encoder":
+        """Read what `save` wrote; `head` as for `build`.
+
+        Raises:
+            InputError: the folder is no saved encoder or not whole, or its backbone is gone or another one by now.
+        """
         folder = Path(folder)
         saved = read_json(folder / _FILE, "saved encoder")
         try:
             settings, prompt = BackboneConfig(**saved["backbone"]), PromptConfig(**saved["prompt"])
             batch_tokens = int(saved["batch_tokens"])
         except (KeyError, TypeError, ValueError):
-            raise InputError(
-                f"{folder / _FILE}: not the settings of an encoder of this version; train it again"
-            ) from None
-        encoder = cls.build(settings, prompt, batch_tokens)
-        if (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder / _FILE}: not the settings of an encoder of this version") from None
+        adapted = check_saved(folder / _FILE, saved)
+        encoder = cls.build(settings, prompt, batch_tokens, head)
+        check_digest(folder, saved, encoder.backbone, settings.path)
+        if adapted:
             encoder.adapter = load_lora(encoder.backbone, folder)
         if encoder.gate is not None:
             encoder.gate.read(folder)
         return encoder.eval()
 
     def save(self, folder: Path | str) -> None:
-        """Write the settings, the adapters (PEFT's own files) and the gate; the backbone stays where it is."""
+        """Write the settings, the adapters (PEFT's own files) and the gate; the backbone stays where it is.
+
+        `encoder.json` says which weights belong to it, and what backbone they were trained on.
+        """
         with replacing_folder(Path(folder)) as temporary:
-            if self.adapter is not None:
-                self.adapter.save_pretrained(str(temporary))
-                (temporary / "README.md").unlink(missing_ok=True)
+            tensors = save_lora(self.adapter, temporary) if self.adapter is not None else {}
             if self.gate is not None:
                 self.gate.save(temporary)
+                tensors[GATE_FILE] = listing(self.gate.state_dict())
             write_json(
                 temporary / _FILE,
                 {
                     "backbone": json.loads(self.settings.model_dump_json(exclude_none=True)),
                     "prompt": json.loads(self.prompt.model_dump_json()),
                     "batch_tokens": self.batch_tokens,
+                    "digest": self.backbone.digest,
+                    TENSORS: tensors,
                 },
             )
 
@@ -124,19 +134,26 @@ class Encoder(nn.Module):
         return found
 
     def histories(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> Views:
-        """Embed histories of item indices, oldest first: Views of `(B, D)`."""
+        """Embed histories of item indices, oldest first: Views of `(B, D)`.
+
+        Raises:
+            InputError: an index is no item of the catalogue, a history is empty, or a prompt is longer than the
+                backbone's context.
+        """
         return self.assemble(self(self.prompts(catalogue, histories)), self.there(catalogue, histories))
 
     def items(self, catalogue: Catalogue, indices: Sequence[int]) -> Views:
-        """Embed items: Views of `(N, D)`. The same as histories of that one item."""
+        """Embed items: Views of `(N, D)`. The same as histories of that one item; raises InputError as these do."""
+        check_indices(indices, len(catalogue.titles))
         return self.histories(catalogue, [[index] for index in indices])
 
     def prompts(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> list[Prompt]:
         """All prompts of some histories, pass by pass: `len(passes) * B` of them.
 
         Raises:
-            InputError: a prompt is longer than the backbone's context.
+            InputError: as `histories`.
         """
+        self._check(catalogue, histories)
         self.look_at(catalogue, {item for history in histories for item in history})
         return [self.rest(history, modality) for modality in self.passes for history in histories]
 
@@ -145,6 +162,7 @@ class Encoder(nn.Module):
 
         A picture is taken to need as many visual tokens as the first one does. Raises InputError, as `prompts`.
         """
+        self._check(catalogue, histories)
         longest = sorted(histories, key=len, reverse=True)[:_HISTORIES_CHECKED]
         items = {item for history in longest for item in history}
         first = next((item for item in sorted(items) if catalogue.pictures[item] is not None), None)
@@ -266,7 +284,10 @@ class Encoder(nn.Module):
         return Views(fused, text, image)
 
     def look_at(self, catalogue: Catalogue, items: Collection[int]) -> None:
-        """Have the visual tokens of every item that is about to be read, until it is called for others."""
+        """Have the visual tokens of every item that is about to be read, until it is called for others.
+
+        Whatever has changed in the catalogue since is looked at anew.
+        """
         if catalogue is not self._catalogue:
             self._catalogue, self._titles = catalogue, {}
         if self.gallery is not None:
@@ -282,17 +303,32 @@ class Encoder(nn.Module):
         assert self.gallery is not None
         return self.gallery.visuals[item]
 
+    def mark(self, catalogue: Catalogue, item: int) -> Hashable:
+        """What stands for all that a prompt shows of an item: equal as long as its title and picture are."""
+        picture = self.gallery.mark(catalogue.pictures, item) if self.gallery is not None else None
+        return catalogue.titles[item], picture
+
+    def _check(self, catalogue: Catalogue, histories: Sequence[Sequence[int]]) -> None:
+        titles = len(catalogue.titles)
+        if self.gallery is not None and len(catalogue.pictures) != titles:
+            raise InputError(
+                f"the catalogue has {titles:,} titles and {len(catalogue.pictures):,} pictures; give one of each for"
+                ' every item, "" and None where it has none'
+            )
+        check_histories(histories, titles)
+
     def _text(self, text: str) -> list[int]:
         if text not in self._texts:
             self._texts[text] = self.backbone.tokens(text)
         return self._texts[text]
 
     def _title(self, item: int) -> list[int]:
-        if item not in self._titles:
-            assert self._catalogue is not None
-            title = self._catalogue.titles[item] or "(no title)"
-            self._titles[item] = self.backbone.title_tokens(title)[: self.prompt.max_title_tokens]
-        return self._titles[item]
+        assert self._catalogue is not None
+        title = self._catalogue.titles[item]
+        if title not in self._titles:
+            ids = self.backbone.title_tokens(title or "(no title)")
+            self._titles[title] = ids[: self.prompt.max_title_tokens]
+        return self._titles[title]
 
 
 def _buckets(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

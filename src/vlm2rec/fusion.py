@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlm2rec.errors import InputError
+from vlm2rec.weights import read_into, write_weights
 
-_FILE = "gate.safetensors"
+GATE_FILE = "gate.safetensors"
 
 
 class Gate(nn.Module):
@@ -34,19 +32,13 @@ class Gate(nn.Module):
         share = torch.sigmoid(self.linear(seen))
         return share * text + (1 - share) * image
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write the weights into a folder."""
-        save_file({name: value.cpu() for name, value in self.state_dict().items()}, folder / _FILE)
+        write_weights(Path(folder) / GATE_FILE, self.state_dict())
 
-    def read(self, folder: Path) -> None:
-        """Take the weights that `save` wrote. Raises InputError where they are missing or of another size."""
-        try:
-            self.load_state_dict(load_file(folder / _FILE))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(
-                f"{folder / _FILE}: cannot be read as the gate of this encoder ({' '.join(str(error).split())});"
-                " train it again"
-            ) from None
+    def read(self, folder: Path | str) -> None:
+        """Take the weights that `save` wrote. Raises InputError where they are missing, damaged or of another size."""
+        read_into(Path(folder) / GATE_FILE, self.state_dict())
 
 
 def fuse(

@@ -2,7 +2,7 @@
 and does what is the same for all of them: ranks, diagnosis, report.
 
 Stages stand on each other (reference, train, encode, evaluate, seqrec, report); each is skipped where the run directory
-already lists it, so running again continues.
+already lists it and what it left is whole, so running again continues.
 
 Several processes share what comes up to `encode`, all on one shared folder; the first one does the rest alone.
 """
@@ -30,7 +30,6 @@ from vlm2rec.diagnostics.measure import read_users, write_users
 from vlm2rec.diagnostics.missing import CASES, missing_parts
 from vlm2rec.diagnostics.space import Rows
 from vlm2rec.diagnostics.status import status
-from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.errors import InputError
 from vlm2rec.methods import build
 from vlm2rec.methods.base import Embedder
@@ -40,6 +39,7 @@ from vlm2rec.process import rank, world
 from vlm2rec.progress import notice
 from vlm2rec.runs import STAGES, Run, read_json, read_metrics, replacing, write_json
 from vlm2rec.runs import find_runs as find_runs
+from vlm2rec.stages import listed, lost, open_again, with_later
 from vlm2rec.tasks import CANDIDATE_SETS, DRAWN, Table, metrics_of, rank_users, ranks_table
 
 Say = Callable[[str], None]
@@ -47,7 +47,9 @@ Say = Callable[[str], None]
 _SHARED = STAGES[:3]
 
 
-def run(config: Config, out: Path, shared: Path | None = None, until: str = "report", quick: bool = False) -> Run:
+def run(
+    config: Config, out: Path | str, shared: Path | str | None = None, until: str = "report", quick: bool = False
+) -> Run:
     """Do the whole job of one method and one seed, or what is left of it; stop after the stage `until`.
 
     `shared` is a folder in which runs keep what does not depend on method and seed: the figures at step 0. `quick`
@@ -58,7 +60,7 @@ def run(config: Config, out: Path, shared: Path | None = None, until: str = "rep
         InputError: the data set, the backbone or the directory cannot be used.
     """
     parallel.start()
-    job = Job(config, Dataset.load(config.data.path), out, shared)
+    job = Job(config, Dataset.load(config.data.path), Path(out), None if shared is None else Path(shared))
     if quick:
         job.run.record(quick=True)
     wanted = STAGES[: STAGES.index(until) + 1]
@@ -73,17 +75,18 @@ def run(config: Config, out: Path, shared: Path | None = None, until: str = "rep
     return job.run
 
 
-def continue_run(out: Path, until: str) -> Run:
+def continue_run(out: Path | str, until: str) -> Run:
     """Go on with an existing run directory up to and including the stage `until`."""
     return run(Run.open(out).config, out, until=until)
 
 
-def diagnose_run(out: Path) -> dict[str, Any]:
+def diagnose_run(out: Path | str) -> dict[str, Any]:
     """The figures of a run, with its diagnosis; what is missing up to there is done first.
 
     Raises:
         InputError: it is no run directory, or its method has no vectors.
     """
+    out = Path(out)
     run = continue_run(out, until="evaluate")
     results = run.results()
     if "dropout" not in results:
@@ -96,12 +99,12 @@ def diagnose_run(out: Path) -> dict[str, Any]:
     return results | {"diagnosis": results["diagnosis"] | {"status": status(results["diagnosis"])}}
 
 
-def sweep(path: Path, overrides: Sequence[str], out: Path, say: Say = print) -> list[Path]:
+def sweep(path: Path | str, overrides: Sequence[str], out: Path | str, say: Say = print) -> list[Path]:
     """A run for every combination of the values that `--set key=a,b` lists, in folders under `out`.
 
     Runs that are done are skipped, so a sweep that was stopped goes on when it is called again.
     """
-    configs = sweep_configs(path, overrides)
+    out, configs = Path(out), sweep_configs(path, overrides)
     warn_ahead(config for _, config in configs)
     folders = []
     for number, (name, config) in enumerate(configs, start=1):
@@ -128,10 +131,12 @@ class Job:
                 f"method.kind = {self.config.method.kind!r} runs in one process, not in {world()}; start vlm2rec by"
                 " itself (vanilla, sft and vlm2rec use several)"
             )
-        if not self._is_done("encode"):  # tried before a directory is made
-            self.method.check(trained=self._is_done("train"))
+        reasons = lost(self.out, self.method.leaves)
+        done = listed(self.out) - with_later(reasons)
+        if "encode" not in done:  # tried before a directory is made
+            self.method.check(trained="train" in done)
         # Before anything costly, and again where a run is continued: the results are to carry it.
-        self.warnings = [] if self._is_done("evaluate") else unreadable(self.config, self.dataset)
+        self.warnings = [] if "evaluate" in done else unreadable(self.config, self.dataset)
         warn(self.warnings)
         if all(len(self.split.seen(user)) == self.split.n_items for user in range(self.split.n_users)):
             raise InputError(f"{self.config.data.path}: every user has every item, so there is nothing to choose from")
@@ -150,6 +155,11 @@ class Job:
             )
         if split_of(made) != split["fingerprint"]:
             raise InputError(f"{self.out}: was made with another split than this version makes; give another --out")
+        if rank() == 0:
+            open_again(self.run, reasons, self.method.leaves, self.method.kept)
+        parallel.barrier()
+        if rank() > 0:
+            self.run.manifest["done"] = Run.open(self.out).manifest["done"]
         if world() > 1:
             self.run.record(processes=world())
 
@@ -219,7 +229,8 @@ class Job:
 
     def _diagnose(self) -> Diagnosis:
         """Both modalities of what `encode` left, against step 0 where the method has one."""
-        items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
+        assert isinstance(self.method, Embedder)
+        items, histories = self.method.tables(self.run, self.users)
         seed = self.config.evaluation.candidate_seed
         start, probes = read_users(self.out / "reference.parquet"), read_metrics(self.out / "metrics.jsonl", "probe")
         found = diagnose(histories, items, self.split, self.users, seed, start, probes)
@@ -228,7 +239,8 @@ class Job:
 
     def _dropout(self, found: Diagnosis) -> Iterator[pl.DataFrame]:
         """Ranks of one-sided queries, as rows of `users.parquet`: on `sampled` as diagnosed, and on `matched`."""
-        items, histories = (EmbeddingTable.load(self.out / name) for name in ("items", "histories"))
+        assert isinstance(self.method, Embedder)
+        items, histories = self.method.tables(self.run, self.users)
         targets = self.split.targets_of(self.users, "test")
         ids = found.measured.users["user_id"].to_list()
         seed = self.config.evaluation.candidate_seed
@@ -275,10 +287,6 @@ class Job:
 
         write_report([self.out], self.out / "report.html", title=f"{self.config.method.kind}, seed {self.config.seed}")
         return {}
-
-    def _is_done(self, stage: str) -> bool:
-        """Whether the directory, if there is one yet, lists a stage."""
-        return (self.out / "manifest.json").exists() and Run.open(self.out).is_done(stage)
 
     def _oracle(self, world: ShopWorld) -> dict[str, Any]:
         """What knowing the tastes of the demo's shoppers reaches; `title`, `picture`: the half that one shows."""

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, normalize
 
+from vlm2rec.errors import InputError
+
 
 class Views(NamedTuple):
     """Last-token states of some sequences or items, each `(B, D)`, not normalised.
@@ -238,6 +240,7 @@ def _contrast(
     log_q: Tensor | None,
 ) -> Tensor:
     logits = _cosine(query.fused, target.fused) / temperature  # (B, N)
+    _check_shapes(logits, negatives, positive)
     if log_q is not None:
         logits = logits - log_q.to(logits)
     rows = negatives.any(dim=1)
@@ -254,7 +257,9 @@ def _contrast(
 
 
 def _margin(query: Tensor, target: Tensor, negatives: Tensor, own: Tensor) -> Tensor:
-    cosine, among = _cosine(query, target), comparable(query, target, negatives, own)
+    cosine = _cosine(query, target)
+    _check_shapes(cosine, negatives, own)
+    among = comparable(query, target, negatives, own)
     towards = cosine.gather(1, own[:, None])[:, 0]
     against = (cosine * among).sum(1) / among.sum(1).clamp(min=1)
     return (towards - against).masked_fill(negatives.any(dim=1) & ~among.any(dim=1), torch.nan)
@@ -268,6 +273,22 @@ def _cosine(query: Tensor, target: Tensor) -> Tensor:
 def _unit(vectors: Tensor) -> Tensor:
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
     return normalize(wide, dim=-1, eps=1e-12)
+
+
+def _check_shapes(cosine: Tensor, negatives: Tensor, positive: Tensor | None) -> None:
+    """Raise InputError unless negatives `(B, N)` and positive `(B,)` go with the cosines `(B, N)`: else they spread."""
+    users, items = cosine.shape
+    if negatives.shape != cosine.shape or negatives.dtype != torch.bool:
+        raise InputError(
+            f"negatives are {tuple(negatives.shape)} of {negatives.dtype}; give ({users}, {items}) of torch.bool, a row"
+            " a query and a column a target"
+        )
+    if positive is not None and (positive.shape != (users,) or positive.dtype != torch.int64):
+        raise InputError(
+            f"positive is {tuple(positive.shape)} of {positive.dtype}; give ({users},) of torch.int64, a target a query"
+        )
+    if positive is None and items < users:
+        raise InputError(f"{items} targets for {users} queries: give `positive`, or a target for every query")
 
 
 def _own(positive: Tensor | None, negatives: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from vlm2rec.metrics import ndcg, summarise
 from vlm2rec.runs import BASELINES, Run
 
 Counts = NDArray[np.int64]
+_REMAKE = "remove it, and `vlm2rec run` with the same --out makes it again"
+
 Ranks = dict[str, tuple[list[str], list[int], Vector]]
 """Measure ("sampled.f2f", "full.sasrec", …) -> user ids, candidates, N@20; users in one fixed order."""
 
@@ -27,7 +29,7 @@ def read_ranks(run: Path) -> Ranks:
         if query in (*VIEWS, *SEQUENTIAL) and view in SETS:
             found[f"{view}.{query}"] = (ids, candidates, ndcg(above, ties, 20))
     if "sampled.f2f" not in found:
-        raise InputError(f"{path}: no user was ranked against the sampled candidates; evaluate the run again")
+        raise InputError(f"{path}: no user was ranked against the sampled candidates; {_REMAKE}")
     return found
 
 
@@ -39,7 +41,7 @@ def _ranked(path: Path) -> Iterator[tuple[str, str, list[str], list[int], Counts
     try:
         frame = pl.read_parquet(path, columns=list(columns), glob=False).sort("user_id")
     except (OSError, pl.exceptions.PolarsError):
-        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; evaluate the run again") from None
+        raise InputError(f"{path}: not a table with the columns {', '.join(columns)}; {_REMAKE}") from None
     for (task, view), rows in frame.group_by("task", "view", maintain_order=True):
         counts = rows["above"].to_numpy(), rows["ties"].to_numpy()
         yield str(task), str(view), rows["user_id"].to_list(), rows["candidates"].to_list(), *counts

@@ -44,12 +44,13 @@ class Run:
         self.manifest = manifest
 
     @classmethod
-    def create(cls, path: Path, config: Config) -> "Run":
+    def create(cls, path: Path | str, config: Config) -> "Run":
         """Make the directory, or open it again if it was made for this very configuration.
 
         Raises:
             InputError: `path` holds something else, or a run of another configuration.
         """
+        path = Path(path)
         run = cls.existing(path, config)
         if run is not None:
             return run
@@ -80,8 +81,9 @@ class Run:
         return None
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
+    def open(cls, path: Path | str) -> "Run":
         """Read an existing run directory. Raises InputError if it is none."""
+        path = Path(path)
         manifest = read_json(path / "manifest.json", "run directory")
         if not {"config", "done"} <= manifest.keys():
             raise InputError(f"{path}: manifest.json is not that of a run; give a folder that `vlm2rec run` wrote")
@@ -118,10 +120,12 @@ class Run:
         return read_json(self.path / "results.json", "finished run")
 
 
-def find_runs(paths: Sequence[Path]) -> list[Path]:
+def find_runs(paths: Sequence[Path | str]) -> list[Path]:
     """Run directories among `paths` and in the folders below them. Raises InputError where there are none."""
     found: list[Path] = []
-    for path in paths:
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such folder; give folders that `vlm2rec run` wrote")
         below = [path] if (path / "manifest.json").exists() else sorted(p.parent for p in path.glob("*/manifest.json"))
         if not below:
             raise InputError(f"{path}: no run directory here or below; give folders that `vlm2rec run` wrote")
@@ -129,13 +133,14 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_metrics(path: Path, kind: str) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str, kind: str) -> list[dict[str, Any]]:
     """All lines of one kind ('train', 'validation') of a `metrics.jsonl`; none where there is no file."""
     return [line for line in metrics_lines(path) if line["kind"] == kind]
 
 
-def metrics_lines(path: Path) -> Iterator[dict[str, Any]]:
+def metrics_lines(path: Path | str) -> Iterator[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, one that a kill cut short left out."""
+    path = Path(path)
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -144,33 +149,36 @@ def metrics_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | str, text: str) -> None:
     """Write a file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path | str, value: Any) -> None:
     """Write JSON whole or not at all. NaN and infinity are refused: they are never a result."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path | str, what: str) -> dict[str, Any]:
     """Read a JSON object. Raises InputError saying that `path` is no `what`."""
+    path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path.parent}: no {what} ({path.name} is missing)") from None
+        missing = f"{path.name} is missing" if path.parent.is_dir() else "no such folder"
+        raise InputError(f"{path.parent}: no {what} ({missing})") from None
     except (OSError, ValueError):
-        raise InputError(f"{path}: cannot be read as JSON; make the folder anew") from None
+        raise InputError(f"{path}: cannot be read as JSON, so there is no {what}; put it back from a copy") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object; make the folder anew")
+        raise InputError(f"{path}: not a JSON object, so there is no {what}; put it back from a copy")
     return value
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary file path beside `path`; renamed onto it when the block ends well, removed when it does not."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -186,8 +194,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path | str) -> Iterator[Path]:
     """A temporary folder beside `path`; takes its place when the block ends well, removed when it does not."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     old = temporary.with_name(temporary.name + ".old")

@@ -16,6 +16,7 @@ from vlm2rec.backbones.resuming import Begun, read_on
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
+from vlm2rec.indices import check_histories, check_indices
 from vlm2rec.objectives import Views
 
 
@@ -25,7 +26,8 @@ class Sessions:
     States are kept of the `users` who came last and whose window is not full: at 3B about 37 KB a token, 28 MB a user
     just before it is. Item numbers are kept of everyone until `forget`, so who has lost its state is encoded anew, and
     who was never seen begins with nothing. Backbones that cannot read packed prompts (Gemma 3, sliding windows) have
-    every history encoded anew. The encoder's weights must not change meanwhile.
+    every history encoded anew. The encoder's weights must not change meanwhile; where a title or a picture in a user's
+    window does, the user is encoded anew.
     """
 
     def __init__(self, encoder: Encoder, catalogue: Catalogue, window: int = 10, users: int = 256) -> None:
@@ -37,14 +39,15 @@ class Sessions:
         self._opening = self._read_opening() if self._users else None
         self._items: dict[Hashable, list[int]] = {}
         self._begun: OrderedDict[Hashable, list[Begun]] = OrderedDict()  # of each user, by pass; longest unused first
+        self._marks: dict[Hashable, list[Hashable]] = {}  # of the items that these were read of
 
     def history(self, user: Hashable, items: Sequence[int]) -> Views:
         """Begin a user anew with these items, oldest first: Views of `(1, D)`.
 
         Raises:
-            InputError: as `append_many`; the user is then as before.
+            InputError: as `append_many`, or there are no items; the user is then as before.
         """
-        self._check(items)
+        check_histories([items], len(self._catalogue.titles))
         return self._advance({user: list(items)[-self._window :]}, anew=True)
 
     def append(self, user: Hashable, item: int) -> Views:
@@ -60,7 +63,7 @@ class Sessions:
             InputError: an item is not in the catalogue, or a prompt is longer than the backbone's context. A user's
                 events before that one stand.
         """
-        self._check([item for _, item in events])
+        check_indices([item for _, item in events], len(self._catalogue.titles), where="events")
         if not events:
             return self._encoder.histories(self._catalogue, [])
         found: list[tuple[list[int], Views]] = []
@@ -79,6 +82,7 @@ class Sessions:
         """Forget a user's items and state, if there are any."""
         self._items.pop(user, None)
         self._begun.pop(user, None)
+        self._marks.pop(user, None)
 
     @property
     def bytes(self) -> int:
@@ -93,12 +97,6 @@ class Sessions:
         ids = ids[: len(ids) - encoder.closing]
         return read_on(encoder.backbone, [None], [Prompt(ids, [])], [len(ids)])[1][0] if ids else None
 
-    def _check(self, items: Sequence[int]) -> None:
-        size = len(self._catalogue.titles)
-        unknown = next((item for item in items if not 0 <= item < size), None)
-        if unknown is not None:
-            raise InputError(f"item {unknown} is not in the catalogue, which has items 0 to {size - 1}")
-
     def _after(self, user: Hashable, item: int) -> list[int]:
         return [*self._items.get(user, ()), item][-self._window :]
 
@@ -106,7 +104,9 @@ class Sessions:
     def _advance(self, histories: Mapping[Hashable, list[int]], anew: bool = False) -> Views:
         """Views of different users' histories, in order; each is what is kept of the user and one item, or `anew`."""
         encoder, count = self._encoder, len(self._encoder.passes)
-        begun = {} if anew else {user: self._begun[user] for user in histories if user in self._begun}
+        marks = {user: [encoder.mark(self._catalogue, item) for item in items] for user, items in histories.items()}
+        kept = [user for user in histories if user in self._begun and marks[user][:-1] == self._marks[user]]
+        begun = {} if anew else {user: self._begun[user] for user in kept}
         # A full window slides with the next item, so nothing that is read of it could be used again.
         going = [user for user, items in histories.items() if user in begun or self._grows(items)]
         others = [user for user in histories if user not in set(going)]
@@ -125,9 +125,11 @@ class Sessions:
         for user, items in histories.items():
             self._items[user] = items
             self._begun.pop(user, None)
+            self._marks.pop(user, None)
         self._begun.update(grown)
+        self._marks.update({user: marks[user] for user in grown})
         while len(self._begun) > self._users:
-            self._begun.popitem(last=False)
+            self._marks.pop(self._begun.popitem(last=False)[0])
         return views
 
     def _grows(self, items: Sequence[int]) -> bool:

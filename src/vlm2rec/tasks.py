@@ -18,6 +18,8 @@ from torch import Tensor
 
 from vlm2rec.data.candidates import CANDIDATES, Kind, draw_candidates
 from vlm2rec.data.splits import Split, Which
+from vlm2rec.errors import InputError
+from vlm2rec.indices import check_indices
 from vlm2rec.metrics import count, summarise
 from vlm2rec.progress import progress
 
@@ -113,8 +115,11 @@ def rank_users(
     """One row a user and candidate set: user_id, task, view, candidates, above, ties.
 
     `which` is 'validation' or 'test'; `seed` draws the candidates. The catalogue is gone through only where `sets` has
-    one of the two that need it. Raises ValueError on scores that are NaN, and where a user has no target.
+    one of the two that need it. Raises ValueError on scores that are NaN, and where a user has no target; InputError
+    where `users` are no users, or the scorer is of others or of another catalogue.
     """
+    check_indices(users, split.n_users, "user", "users", of="the data set")
+    _check_fits(scorer, len(users), split.n_items)
     targets = split.targets_of(users, which)
     kinds = [kind for kind in DRAWN if kind in sets]
     drawn: dict[str, np.ndarray] = {kind: draw_candidates(split, users, which, kind, seed) for kind in kinds}
@@ -152,6 +157,21 @@ def ranks_table(
             **{name: count.astype(np.int32) for name, count in counts.items()},
         }
     )
+
+
+def _check_fits(scorer: Scorer, users: int, items: int) -> None:
+    """Raise InputError where a scorer knows its sizes, and they are others."""
+    if isinstance(scorer, Products):
+        found = len(scorer.queries), len(scorer.items)
+    elif isinstance(scorer, Table):
+        found = scorer.matrix.shape
+    else:
+        return
+    if found != (users, items):
+        raise InputError(
+            f"the scorer has {found[0]:,} users and {found[1]:,} items, but {users:,} users are asked for among"
+            f" {items:,} items"
+        )
 
 
 def metrics_of(ranks: pl.DataFrame, task: str, view: str) -> dict[str, float]:

@@ -22,8 +22,10 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm2rec.backbones.load import Backbone, load_backbone
+from vlm2rec.backbones.pretrained import load_pretrained
 from vlm2rec.backbones.vision import VisionTower, Visual
 from vlm2rec.config import BackboneConfig, TrainingConfig
+from vlm2rec.damage import damage
 from vlm2rec.data.dataset import Catalogue
 from vlm2rec.errors import InputError
 from vlm2rec.runs import read_json, replacing, replacing_folder, write_json
@@ -104,9 +106,9 @@ class Namer:
 
 
 def align(
-    checkpoint: Path,
+    checkpoint: Path | str,
     dataset: NamedCatalogue,
-    out: Path,
+    out: Path | str,
     *,
     steps: int = 400,
     batch_size: int = 16,
@@ -136,6 +138,7 @@ def align(
     Raises:
         InputError: no such checkpoint, no projector in it, too few items, or `out` holds something else.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     left_out = sorted(set(leave_out))
     request = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "holdout": holdout, "seed": seed, "cue": CUE,
@@ -232,7 +235,8 @@ def _load(checkpoint: Path) -> tuple[Any, Backbone]:
     backbone = load_backbone(BackboneConfig(path=str(checkpoint), dtype="float32"))
     if backbone.vision is None or not hasattr(backbone.model, "multi_modal_projector"):
         raise InputError(f"{checkpoint}: has no multi_modal_projector to train; give a LLaVA-style checkpoint")
-    full = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    advice = "take another copy of the checkpoint"
+    full: Any = load_pretrained(AutoModelForImageTextToText, checkpoint, str(checkpoint), advice, dtype=torch.float32)
     full.requires_grad_(False).eval().to(backbone.model.device)
     full.base_model.multi_modal_projector.requires_grad_(True)
     tower = VisionTower(full.base_model, backbone.vision.processor, backbone.vision.image_size)
@@ -243,7 +247,7 @@ def _look(
     backbone: Backbone, full: Any, dataset: NamedCatalogue, rows: np.ndarray, holdout: float, seed: int, path: Path
 ) -> Pictured:
     """Run the frozen tower once over the items' pictures (kept in `path`), and part the items by title."""
-    if not path.exists():
+    if damage(path):  # not there, or cut short
         features = _features(backbone, full, dataset, rows)
         with replacing(path) as temporary:
             save_file({"features": features}, temporary)
@@ -297,6 +301,8 @@ def _finished(checkpoint: Path, out: Path, request: dict[str, Any]) -> dict[str,
             result["request"]["checkpoint"],
             result["weights"],
         ):
+            if out.resolve() != checkpoint.resolve() and _digest(out) != result["weights"]:
+                raise InputError(f"{out}: its weights are not those that the alignment wrote; remove it to align anew")
             return result
     if out.resolve() != checkpoint.resolve() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not this alignment; give another --out, or remove it")

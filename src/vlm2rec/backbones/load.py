@@ -5,14 +5,13 @@ forward wants. Both are read here; nothing of transformers is forked.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -28,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import vlm2rec.backbones.efficientnet  # noqa: F401  registers EfficientNet-Lite0 with the Auto classes
 from vlm2rec.backbones import attention
 from vlm2rec.backbones.hub import locate, shortened
+from vlm2rec.backbones.pretrained import FAILURES, load_pretrained, sample_digest
 from vlm2rec.backbones.vision import VisionTower, Visual
 from vlm2rec.config import BackboneConfig
 from vlm2rec.errors import InputError
@@ -56,6 +56,7 @@ class Backbone:
     """A loaded model, its tokenizer and, where it has eyes, its vision tower.
 
     `model` has no language head. `generator` is the same model with its head, weights shared, where that was asked for.
+    `digest` is `sample_digest` of the model as it came.
     """
 
     model: PreTrainedModel
@@ -65,6 +66,7 @@ class Backbone:
     image_token: int | None
     after_picture: tuple[int, ...]
     generator: PreTrainedModel | None = None
+    digest: str = ""
 
     @property
     def dim(self) -> int:
@@ -158,27 +160,23 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
     Raises:
         InputError: nothing is there, or it is no model that transformers can read.
     """
-    path = _resolve(settings.path)
+    path, where = _resolve(settings.path), f"backbone.path = {settings.path!r}"
     try:
         config = AutoConfig.from_pretrained(path)
         kind = _with_head(config) if head else AutoModel
-        loaded, found = kind.from_pretrained(
-            path, config=config, dtype=_dtype(settings.dtype), output_loading_info=True
-        )
+        advice = "the checkpoint is not whole or not of this config; take another copy of it"
+        loaded = load_pretrained(kind, path, where, advice, config=config, dtype=_dtype(settings.dtype))
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except InputError:
+        raise
+    except FAILURES as error:
         raise InputError(
-            f"backbone.path = {settings.path!r}: no model could be loaded from it ({shortened(error)});"
+            f"{where}: no model could be loaded from it ({shortened(error)});"
             " give the folder of a Hugging Face checkpoint or a hub name; `vlm2rec backbone smol` makes one without"
             " a hub"
         ) from None
-    if found["missing_keys"]:  # transformers fills them with random numbers
-        missing = sorted(found["missing_keys"])
-        raise InputError(
-            f"backbone.path = {settings.path!r}: {len(missing)} weights are missing ({missing[0]}, …);"
-            " fetch or build the checkpoint again"
-        )
     loaded.requires_grad_(False).eval()
+    digest = sample_digest(loaded.base_model if head else loaded)
     if settings.sharded and world() > 1:
         from vlm2rec.backbones.sharding import shard
 
@@ -198,7 +196,20 @@ def load_backbone(settings: BackboneConfig, head: bool = False) -> Backbone:
         image_token=image_token,
         after_picture=tuple(tokenizer(after, add_special_tokens=False)["input_ids"]),
         generator=loaded if head else None,
+        digest=digest,
     )
+
+
+def check_digest(folder: Path, saved: Mapping[str, Any], backbone: Backbone, path: str) -> None:
+    """Raise InputError where a model was saved with another backbone than stands at `path` now.
+
+    `saved` is the JSON that was saved with it; that of earlier versions says nothing of its backbone.
+    """
+    if saved.get("digest", backbone.digest) != backbone.digest:
+        raise InputError(
+            f"{folder}: was trained on another backbone than backbone.path = {path!r} holds now; put the one it was"
+            " trained on there"
+        )
 
 
 def mean_over(states: Tensor, real: Tensor) -> Tensor:

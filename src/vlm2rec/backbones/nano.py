@@ -28,6 +28,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from vlm2rec.backbones.load import BUILT_IN
 from vlm2rec.backbones.nano_lessons import PICTURE, Lesson, Lessons
+from vlm2rec.backbones.pretrained import check_built
 from vlm2rec.config import TrainingConfig
 from vlm2rec.errors import InputError
 from vlm2rec.runs import read_json, read_metrics, replacing_folder, write_json
@@ -45,13 +46,15 @@ _PICTURES = 2000
 _FILE = "nano.json"
 
 
-def copy_nano(out: Path) -> Path:
+def copy_nano(out: Path | str) -> Path:
     """Copy the checkpoint that comes with the package to the folder `out`, to look at or to align; return `out`.
 
     Raises:
         InputError: `out` holds something else.
     """
+    out = Path(out)
     if (out / _FILE).exists() and read_json(out / _FILE, "nano") == read_json(BUILT_IN / _FILE, "nano"):
+        check_built(out)
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is no copy of nano; give another --out")
@@ -61,7 +64,7 @@ def copy_nano(out: Path) -> Path:
 
 
 def build_nano(
-    out: Path, *, seed: int = 0, looking: int = _LOOKING, reading: int = _READING, pictures: int = _PICTURES
+    out: Path | str, *, seed: int = 0, looking: int = _LOOKING, reading: int = _READING, pictures: int = _PICTURES
 ) -> Path:
     """Build the backbone into the folder `out`, in Hugging Face layout, and return it.
 
@@ -72,10 +75,12 @@ def build_nano(
     Raises:
         InputError: `out` holds something else.
     """
+    out = Path(out)
     made_of = {"recipe": _RECIPE, "seed": seed, "looking": looking, "reading": reading, "pictures": pictures}
     if (out / _FILE).exists():
         found = read_json(out / _FILE, "nano backbone")
         if {name: found.get(name) for name in made_of} == made_of:
+            check_built(out)
             return out
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is no nano backbone; give another --out")

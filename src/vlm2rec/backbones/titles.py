@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm2rec.backbones.bidirectional import attend
-from vlm2rec.backbones.load import Backbone, language_path, load_backbone, mean_over
-from vlm2rec.backbones.lora import load_lora
+from vlm2rec.backbones.load import Backbone, check_digest, language_path, load_backbone, mean_over
+from vlm2rec.backbones.lora import check_saved, load_lora, save_lora
 from vlm2rec.config import BackboneConfig
+from vlm2rec.damage import RESTORE, TENSORS, listing
 from vlm2rec.errors import InputError
 from vlm2rec.runs import read_json, replacing_folder, write_json
+from vlm2rec.weights import read_into, write_weights
 
 IGNORED = -100
 _SETTINGS = "titles.json"
-_WEIGHTS = "language.safetensors"
+WEIGHTS = "language.safetensors"
 _UNTITLED = "(no title)"
 _BLANK = "_"
 
@@ -98,42 +99,48 @@ class TitleEncoder:
         states, real = self.backbone.states([[*start, *title] for title in titles], masked=True)
         return mean_over(states[:, len(start) :], real[:, len(start) :])
 
-    def save(self, folder: Path, settings: BackboneConfig, adapter: PeftModel | None, dtype: torch.dtype) -> None:
-        """Write the adapters, PEFT's own files, or without adapters all weights of the language model, in `dtype`."""
-        with replacing_folder(folder) as temporary:
+    def save(self, folder: Path | str, settings: BackboneConfig, adapter: PeftModel | None, dtype: torch.dtype) -> None:
+        """Write the adapters, PEFT's own files, or without adapters all weights of the language model, in `dtype`.
+
+        `titles.json` says which weights belong to it, and what backbone adapters were trained on.
+        """
+        with replacing_folder(Path(folder)) as temporary:
             if adapter is not None:
-                adapter.save_pretrained(str(temporary))
-                (temporary / "README.md").unlink(missing_ok=True)
+                tensors = save_lora(adapter, temporary)
             else:
                 weights = language_parameters(self.backbone)
-                save_file(
-                    {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()},
-                    temporary / _WEIGHTS,
-                )
+                write_weights(temporary / WEIGHTS, weights, dtype)
+                tensors = {WEIGHTS: listing(weights)}
             backbone = json.loads(settings.model_dump_json(exclude_none=True))
-            write_json(temporary / _SETTINGS, {"backbone": backbone, "max_tokens": self.max_tokens})
+            saved = {"backbone": backbone, "max_tokens": self.max_tokens, TENSORS: tensors}
+            if adapter is not None:
+                saved["digest"] = self.backbone.digest
+            write_json(temporary / _SETTINGS, saved)
 
     @classmethod
     def load(cls, folder: Path | str) -> "TitleEncoder":
         """Read what `save` wrote, on the GPU where there is one.
 
         Raises:
-            InputError: the folder or its backbone is missing, or the two do not fit.
+            InputError: the folder is no title encoder or not whole, or its backbone is gone or another one by now.
         """
         folder = Path(folder)
         saved = read_json(folder / _SETTINGS, "title encoder")
-        settings = BackboneConfig.model_validate(saved["backbone"])
+        try:
+            settings, max_tokens = BackboneConfig.model_validate(saved["backbone"]), int(saved["max_tokens"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{folder / _SETTINGS}: not the settings of a title encoder of this version") from None
+        adapted = check_saved(folder / _SETTINGS, saved) and not (folder / WEIGHTS).exists()
         backbone = load_backbone(settings)
-        if (folder / "adapter_config.json").exists():
+        check_digest(folder, saved, backbone, settings.path)
+        if adapted:
             load_lora(backbone, folder)
         else:
-            weights, found = load_file(folder / _WEIGHTS), language_parameters(backbone)
-            if {name: value.shape for name, value in weights.items()} != {n: p.shape for n, p in found.items()}:
-                raise InputError(f"{folder}: its weights are of another model than backbone.path = {settings.path!r}")
-            backbone.model.load_state_dict(weights, strict=False)
+            advice = f"they must be those of the model at backbone.path = {settings.path!r}; {RESTORE}"
+            read_into(folder / WEIGHTS, language_parameters(backbone), advice)
         attend(backbone, both_ways=True)
         backbone.model.eval()
-        return cls(backbone, saved["max_tokens"])
+        return cls(backbone, max_tokens)
 
 
 def language_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:

@@ -9,7 +9,7 @@ from vlm2rec.config.tree import Config
 from vlm2rec.errors import InputError
 
 
-def sweep_configs(path: Path, overrides: Sequence[str]) -> list[tuple[str, Config]]:
+def sweep_configs(path: Path | str, overrides: Sequence[str]) -> list[tuple[str, Config]]:
     """A configuration for every combination of listed values, and the name of its folder.
 
     Raises:

@@ -18,7 +18,7 @@ _UNIONS: dict[tuple[str, ...], Mapping[str, type[Section]]] = {("method",): METH
 """Sections of several kinds, by where they stand in the tree."""
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML file, lay `section.key=value` overrides over it, and check the whole.
 
     Raises:
@@ -27,12 +27,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(read_toml(path, overrides), origin=str(path))
 
 
-def read_toml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_toml(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A TOML file with `section.key=value` overrides laid over it, not checked any further.
 
     Raises:
         InputError: the file is missing or no TOML.
     """
+    path = Path(path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -78,12 +78,14 @@ class Dataset:
         self.pictures = PictureStore(path)
 
     @classmethod
-    def load(cls, path: Path) -> "Dataset":
+    def load(cls, path: Path | str) -> "Dataset":
         """Open a directory that `prepare` wrote. Raises InputError if it is not one, or is damaged."""
+        path = Path(path)
         manifest = read_manifest(path)
         if manifest is None:
+            there = "" if path.exists() else " (no such folder)"
             raise InputError(
-                f"{path}: not a prepared data set; make one with `vlm2rec data prepare SOURCE --out {path}`"
+                f"{path}: not a prepared data set{there}; make one with `vlm2rec data prepare SOURCE --out {path}`"
             )
         if manifest["format"] != FORMAT:
             raise InputError(f"{path}: prepared by another version of vlm2rec; prepare it again")
@@ -153,10 +155,10 @@ def _height(path: Path) -> int:
     return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path | str) -> dict[str, Any] | None:
     """The manifest of a prepared directory; None if `path` is no such directory."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     wanted = {"kind": str, "format": int, "name": str, "fingerprint": str, "counts": dict, "options": dict}

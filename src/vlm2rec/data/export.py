@@ -31,7 +31,7 @@ _EXACT = 1 << 53  # whole numbers up to here are exact as floating-point ones
 _COMPRESSION = 1  # of PNG: the quickest, a tenth larger than the usual
 
 
-def export(dataset: Dataset, to: Format, out: Path, *, pictures: bool = False) -> None:
+def export(dataset: Dataset, to: Format, out: Path | str, *, pictures: bool = False) -> None:
     """Write a data set to a folder that is not there yet, all of it or nothing.
 
     `parquet`, `csv` and `jsonl` make the layout that the `local` source reads (items, interactions), `recbole` makes
@@ -59,6 +59,7 @@ def export(dataset: Dataset, to: Format, out: Path, *, pictures: bool = False) -
             NULs (csv, recbole), tabs, line breaks, and blanks within lists (recbole), NaN and infinities (jsonl),
             binary columns (all but parquet), odd names of columns (csv, recbole).
     """
+    out = Path(out)
     if to not in FORMATS:
         raise InputError(f"--to {to}: unknown; give one of {', '.join(FORMATS)}")
     if not is_free(out):

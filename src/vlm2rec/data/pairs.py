@@ -45,7 +45,7 @@ _EVENTS_AT_ONCE = 1 << 21
 def pair(
     first: Dataset,
     second: Dataset,
-    out: Path,
+    out: Path | str,
     users: Users = "both",
     notice: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
@@ -67,6 +67,7 @@ def pair(
     Raises:
         InputError: the two cannot be put together, nobody is in both, or `out` is taken.
     """
+    out = Path(out)
     unit, clocks = _compatible(first, second)
     made_from: dict[str, Any] = {
         "users": users,

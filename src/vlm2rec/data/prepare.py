@@ -33,7 +33,7 @@ Duplicates = Literal["drop", "keep"]
 
 def prepare(
     source: Source,
-    out: Path,
+    out: Path | str,
     *,
     require: Sequence[str] = ("title", "image"),
     k_core: int = 5,
@@ -45,7 +45,7 @@ def prepare(
     seed: int = 0,
     duplicates: Duplicates = "drop",
     fetching: "Fetching | None" = None,
-    pictures: Path | None = None,
+    pictures: Path | str | None = None,
     bad_lines: float = 0.01,
     progress: Progress | None = None,
     notice: Callable[[str], None] | None = None,
@@ -89,6 +89,7 @@ def prepare(
         "seed": None if users is None else seed,
         "duplicates": duplicates,
     }
+    out, pictures = Path(out), None if pictures is None else Path(pictures)
     _check(options, require)
     say, tell = notice or _silent, progress or _silent
     there = _check_out(out)

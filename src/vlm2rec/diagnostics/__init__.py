@@ -15,6 +15,7 @@ from vlm2rec.data.splits import Split
 from vlm2rec.diagnostics.measure import Measured, measure_users
 from vlm2rec.diagnostics.verdict import conclude
 from vlm2rec.embeddings import EmbeddingTable
+from vlm2rec.indices import check_indices
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ def diagnose(
     """Diagnose the test users on their `sampled` candidates.
 
     `start` holds `Measured.users` of step 0, `probes` what training probed, where these are known (see `conclude`).
-    Raises ValueError as `measure` does.
+    Raises ValueError as `measure` does; InputError where `users` are no users, or the tables are not theirs and of the
+    catalogue's items, in this order.
     """
+    check_indices(users, split.n_users, "user", "users", of="the data set")
+    histories.check_ids([split.dataset.user_ids[int(user)] for user in users], "users", "the table of histories")
+    items.check_ids(split.dataset.item_ids, "items", "the table of items")
     measured = measure_users(histories.views, items.views, split, users, seed)
     return Diagnosis(measured, conclude(measured, start, probes))

@@ -49,12 +49,12 @@ class Log:
 
 
 def diagnose_files(
-    text: Path,
-    image: Path,
-    sequences: Path,
+    text: Path | str,
+    image: Path | str,
+    sequences: Path | str,
     *,
-    text_users: Path | None = None,
-    image_users: Path | None = None,
+    text_users: Path | str | None = None,
+    image_users: Path | str | None = None,
     max_history: int = 10,
     seed: int = 0,
     first_id: int | None = None,
@@ -80,6 +80,7 @@ def diagnose_files(
     if (text_users is None) != (image_users is None):
         raise InputError("--text-users and --image-users belong together; give both, or none to pool items")
     notes: list[str] = []
+    sequences = Path(sequences)
     prepared = (sequences / MANIFEST).exists()
     log = _prepared(sequences) if prepared else _read_log(sequences, notes)
     # A table lists items and users as they come: no order to rely on.

@@ -143,7 +143,7 @@ def unit_and_length(vectors: Floats) -> tuple[Unit, NDArray[np.float64]]:
     wide = np.asarray(vectors, dtype=np.float32)
     lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide, dtype=np.float64))  # squares may overflow in float32
     if not np.isfinite(lengths).all():
-        raise ValueError("embeddings hold a NaN or an infinity; encode again")
+        raise ValueError("embeddings hold a NaN or an infinity")
     divisor = np.where(lengths > 0, lengths, 1)[:, None]
     if ((divisor > _NARROW[0]) & (divisor < _NARROW[1])).all():
         divisor = divisor.astype(np.float32)

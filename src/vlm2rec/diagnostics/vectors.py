@@ -25,7 +25,7 @@ class Vectors:
     ids: list[str] | None
 
 
-def read_vectors(path: Path, view: str) -> Vectors:
+def read_vectors(path: Path | str, view: str) -> Vectors:
     """Read vectors, memory-mapped where the format allows it.
 
     `.npy` holds `(n, D)` floats and no ids; `.parquet` one column of lists of numbers and one of ids (item_id, user_id
@@ -36,6 +36,7 @@ def read_vectors(path: Path, view: str) -> Vectors:
         InputError: the file cannot be read, its vectors are of several lengths, not finite or all zero, or an id is
             there twice.
     """
+    path = Path(path)
     if path.is_dir():
         found = _table(path, view)
     elif not path.exists():
@@ -128,7 +129,7 @@ def _check_numbers(found: Vectors) -> None:
         first = f"row {wrong[0]}, counted from 0" if found.ids is None else repr(found.ids[wrong[0]])
         raise InputError(
             f"{found.path}: {len(wrong):,} vectors hold NaN or infinity (as float32), the first is that of {first};"
-            " encode again"
+            " give finite ones"
         )
     if zero:
-        raise InputError(f"{found.path}: all vectors are zero, so there is nothing to diagnose; encode again")
+        raise InputError(f"{found.path}: all vectors are zero, so there is nothing to diagnose; give others")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm2rec.config import override_all, read_toml
+from vlm2rec.damage import damage
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.errors import InputError
 from vlm2rec.experiments.datasets import write_statistics
@@ -81,9 +82,9 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
     return [asked.out / f"{plan.experiment.name}.md" for plan in plans]
 
 
-def run_experiment(name: str, config: Path | None, out: Path, *, say: Say = print, **options: Any) -> Path:
+def run_experiment(name: str, config: Path | str | None, out: Path | str, *, say: Say = print, **options: Any) -> Path:
     """`run_experiments` of one: its Markdown file."""
-    return run_experiments(Asked([name], config, out, **options), say=say)[0]
+    return run_experiments(Asked([name], None if config is None else Path(config), Path(out), **options), say=say)[0]
 
 
 def plan_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> str:
@@ -126,9 +127,9 @@ def make_plans(asked: Asked, say: Say) -> tuple[list[Plan], dict[str, Any]]:
     return plans, raw
 
 
-def show_experiment(name: str, out: Path) -> str:
+def show_experiment(name: str, out: Path | str) -> str:
     """The tables as text, from the runs that stand in `out` by now. Raises InputError where none does."""
-    experiment = find_experiment(name)
+    out, experiment = Path(out), find_experiment(name)
     noted = read_json(out / f"{name}.json", "experiment")
     if not experiment.rows and "datasets" in noted:
         return write_statistics(experiment, noted["datasets"], out, bool(noted.get("quick")))
@@ -225,7 +226,9 @@ class _Page:
         kept = {}
         for row, folders in noted.items():
             runs = [self.out / folder for folder in folders]
-            if row not in self.open and all((run / "results.json").exists() for run in runs):
+            if row not in self.open and not any(
+                damage(run / name) for run in runs for name in ("results.json", "users.parquet")
+            ):
                 configs = [Run.open(run).config for run in runs]
                 if all((config.data, config.evaluation) == (first.data, first.evaluation) for config in configs):
                     kept[row] = runs

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm2rec.config import Config
+from vlm2rec.damage import damage
 from vlm2rec.experiments.pool import Worker, attempt, wait_for
 from vlm2rec.runs import Run
 
@@ -38,7 +39,9 @@ class Task:
         if not (self.folder / "manifest.json").exists():
             return False
         run = Run.open(self.folder)
-        return run.is_done(self.until) and run.config == self.config
+        figures = ("users.parquet", "results.json") if run.is_done("evaluate") else ()
+        whole = not any(damage(self.folder / name) for name in figures)
+        return whole and run.is_done(self.until) and run.config == self.config
 
     @property
     def start(self) -> str:

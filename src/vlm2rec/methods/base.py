@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from vlm2rec.seqrec.items import Items, Norm
 
 
+TABLES = ("items", "histories")
+ADAPTED = ("model/encoder.json", "model/adapter_config.json", "model/adapter_model.safetensors")
+"""What `Encoder.save` leaves of an encoder with adapters."""
+
+
 @dataclass(frozen=True)
 class SequenceResult:
     """A fitted sequential model's scores of the test users, and what was chosen on validation."""
@@ -38,9 +43,22 @@ class Recommender:
     shared: ClassVar[bool] = False
     """Whether several processes can share the steps up to `encode`. Then each takes all of them, at the same time."""
 
+    kept: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Stage -> patterns of what it makes on its way and takes up again where it was stopped, in the run directory.
+
+    That is removed where a stage before it is done again: it stems from what was there then."""
+
     def __init__(self, config: Config, split: Split) -> None:
         self.config = config
         self.split = split
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """Stage -> what it leaves in the run directory; a stage counts as done only as long as all of it is whole.
+
+        Files and, as folders, tables of embeddings (see `damage`).
+        """
+        return {}
 
     def check(self, trained: bool) -> None:
         """Try data, backbone and prompts before anything is written; `trained`: only encoding is left.
@@ -72,6 +90,16 @@ class Recommender:
 class Embedder(Recommender):
     """A method whose scores are cosines between `histories/` and `items/`, which `encode` leaves."""
 
+    kept: ClassVar[Mapping[str, Sequence[str]]] = {
+        "encode": ("items.parts", "histories.parts", "histories-validation"),
+        "seqrec": ("stages/sasrec-*", "stages/gru4rec-*"),
+    }
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """Vectors, and what each modality finds for each user."""
+        return {"encode": TABLES, "evaluate": ("modalities.parquet",)}
+
     def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
         """Cosines of the fused vectors (Task 1); `users` are those that were encoded.
 
@@ -79,8 +107,20 @@ class Embedder(Recommender):
         """
         if which != "test":
             raise InputError(f"{run.path}: {self.config.method.kind} keeps vectors of test histories alone")
-        items, histories = (EmbeddingTable.load(run.path / name) for name in ("items", "histories"))
+        items, histories = self.tables(run, users)
         return Cosine(histories.unit("fused"), items.unit("fused"))
+
+    def tables(self, run: Run, users: np.ndarray) -> tuple[EmbeddingTable, EmbeddingTable]:
+        """What `encode` left of the catalogue and of the test histories of `users`.
+
+        Raises InputError where one is not whole, or of other items or users.
+        """
+        names = [self.split.dataset.user_ids[int(user)] for user in users]
+        return self.item_table(run.path / "items"), EmbeddingTable.load(run.path / "histories", names, "users")
+
+    def item_table(self, folder: Path) -> EmbeddingTable:
+        """A table with a row an item of the catalogue. Raises InputError as `tables`."""
+        return EmbeddingTable.load(folder, self.split.dataset.item_ids)
 
     def trained_encoder(self, run: Run) -> "Encoder | None":
         """The encoder behind these vectors, where it embeds any history of any items; None where there is none."""
@@ -94,7 +134,7 @@ class Embedder(Recommender):
         from vlm2rec.seqrec.items import TableItems, normalised
 
         settings = self.config.seqrec
-        vectors = normalised(EmbeddingTable.load(run.path / "items")["fused"], norm)
+        vectors = normalised(self.item_table(run.path / "items")["fused"], norm)
         return TableItems(vectors, settings.dim, tuned=settings.table == "tuned")
 
     def sequence_task(self, run: Run, users: np.ndarray) -> dict[str, SequenceResult]:
@@ -127,7 +167,7 @@ class ItemEmbedder(Embedder):
 
     def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
         """Cosines of mean vectors and item vectors, for any users and either target."""
-        items = EmbeddingTable.load(run.path / "items")
+        items = self.item_table(run.path / "items")
         return Cosine(pooled(items, self.split, users, which).unit("fused"), items.unit("fused"))
 
 

@@ -20,14 +20,15 @@ from vlm2rec.backbones.bidirectional import attend, check_bidirectional, check_d
 from vlm2rec.backbones.load import Backbone, load_backbone, towers
 from vlm2rec.backbones.lora import add_lora
 from vlm2rec.backbones.recompute import recompute
-from vlm2rec.backbones.titles import IGNORED, Sample, TitleEncoder, language_parameters
+from vlm2rec.backbones.titles import IGNORED, WEIGHTS, Sample, TitleEncoder, language_parameters
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLM2Rec as Settings
+from vlm2rec.damage import damage
 from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import ItemEmbedder, need_titles, validation_users
+from vlm2rec.methods.base import ADAPTED, ItemEmbedder, need_titles, validation_users
 from vlm2rec.objectives import InfoNCE, Views
 from vlm2rec.runs import Run
 from vlm2rec.training.batches import Samples
@@ -43,6 +44,13 @@ class LLM2Rec(ItemEmbedder):
     """Three trainings of one language model; an item is the mean of its title's states, at raw norm."""
 
     tuning: "Tuning | None" = None
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """The language model, by its adapters or whole, and the vectors."""
+        assert isinstance(self.config.method, Settings)
+        weights = ADAPTED[1:] if self.config.method.tuning == "lora" else (f"model/{WEIGHTS}",)
+        return {**super().leaves, "train": ("model/titles.json", *weights)}
 
     def check(self, trained: bool) -> None:
         """Titles in the data that fit the context, and a language model that can be made to look both ways."""
@@ -61,7 +69,7 @@ class LLM2Rec(ItemEmbedder):
         """The stages, each in a folder of `stages/`, and the model to `model/`."""
         assert self.tuning is not None
         stages, folder, seed = self.tuning.stages(), run.path / "stages", self.config.seed
-        if not (run.path / "model").exists():
+        if any(damage(run.path / name) for name in self.leaves["train"]):
             adapter = self.tuning.make_trainable()
             run.record(trainable=towers(self.tuning.backbone.model))
             fit_stages(self.tuning.module, stages, folder, seed, f"llm2rec seed {seed}")

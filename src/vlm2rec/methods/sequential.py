@@ -1,11 +1,11 @@
 """The ID rows, SASRec and GRU4Rec over items that are numbers and nothing else; or started from anybody's vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
 
 from vlm2rec.config import GRU4Rec, SASRec
 from vlm2rec.data.splits import Which
@@ -17,6 +17,9 @@ from vlm2rec.seqrec.fit import SequenceModel, fit_from_vectors, fit_sequential
 from vlm2rec.seqrec.items import IdItems, Items, Norm, TableItems, normalised
 from vlm2rec.seqrec.models import Kind
 from vlm2rec.tasks import Scorer
+from vlm2rec.weights import read_into, write_weights
+
+_WEIGHTS = "model/model.safetensors"
 
 
 class Sequential(Recommender):
@@ -26,6 +29,11 @@ class Sequential(Recommender):
     def kind(self) -> Kind:
         """Which of the two."""
         return self.config.method.kind  # type: ignore[return-value]
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """The weights."""
+        return {"train": (_WEIGHTS,)}
 
     @cached_property
     def vectors(self) -> np.ndarray | None:
@@ -69,9 +77,7 @@ class Sequential(Recommender):
                 config.evaluation,
             )  # fmt: skip
         with replacing_folder(run.path / "model") as folder:
-            save_file(
-                {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
-            )
+            write_weights(folder / Path(_WEIGHTS).name, model.state_dict())
         figures = dict(model.validation)
         seconds = {name: figures.pop(name) for name in ("seconds", "epoch_seconds")}
         return {"validation": figures, **seconds}
@@ -79,7 +85,7 @@ class Sequential(Recommender):
     def scorer(self, run: Run, users: np.ndarray, which: Which) -> Scorer:
         """Its own scores, the whole catalogue by dot product."""
         model = SequenceModel(self.kind, self._items(), self.split, self.config.seqrec)
-        model.load_state_dict(load_file(run.path / "model" / "model.safetensors"))
+        read_into(run.path / _WEIGHTS, model.state_dict())
         return model.scorer(users, which)
 
     def sequence_task(self, run: Run, users: np.ndarray) -> dict[str, SequenceResult]:

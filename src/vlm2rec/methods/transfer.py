@@ -9,7 +9,6 @@ import numpy as np
 
 from vlm2rec.config import Transfer as Settings
 from vlm2rec.data.splits import Which
-from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import Embedder, asked_histories, need_pictures
@@ -66,7 +65,7 @@ class Transfer(Embedder):
             return super().scorer(run, users, which)
         out = run.path / "histories-validation"
         queries = embed_histories(self.encoder, self.split, users, which, out)
-        return Cosine(queries.unit("fused"), EmbeddingTable.load(run.path / "items").unit("fused"))
+        return Cosine(queries.unit("fused"), self.item_table(run.path / "items").unit("fused"))
 
     @cached_property
     def _source(self) -> Run:

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from vlm2rec import parallel
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.sharding import evenly, whole
 from vlm2rec.config import SFT, Config, Vanilla
+from vlm2rec.damage import damage
 from vlm2rec.data.splits import Split, Which
 from vlm2rec.diagnostics import diagnose
 from vlm2rec.diagnostics.measure import write_users
@@ -26,14 +27,15 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import encode
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import Embedder, asked_histories, need_pictures, validation_users
+from vlm2rec.methods.base import ADAPTED, TABLES, Embedder, asked_histories, need_pictures, validation_users
 from vlm2rec.methods.probes import build_probe
 from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, Views, VLM2RecLoss
 from vlm2rec.process import rank, world
 from vlm2rec.runs import Run, locked, replacing, write_json
 from vlm2rec.tasks import Cosine, Scorer, metrics_of, rank_users
 from vlm2rec.training.batches import Samples, objective_arguments
-from vlm2rec.training.loop import State, Step, fit
+from vlm2rec.training.checkpoints import State
+from vlm2rec.training.loop import Step, fit
 from vlm2rec.training.shares import Shares, backward_in_shares
 
 
@@ -45,6 +47,15 @@ class VLM(Embedder):
     def __init__(self, config: Config, split: Split) -> None:
         super().__init__(config, split)
         self._encoder: Encoder | None = None
+        self._trained = False  # whether that encoder is what `train` made of it
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """Figures at step 0, the encoder and the vectors, which vanilla has from step 0."""
+        start = ("reference.json", "reference.parquet")
+        if isinstance(self.config.method, Vanilla):
+            return {**super().leaves, "reference": (*start, *TABLES), "train": ADAPTED[:1], "encode": ()}
+        return {**super().leaves, "reference": start, "train": ADAPTED}
 
     @property
     def encoder(self) -> Encoder:
@@ -91,7 +102,8 @@ class VLM(Embedder):
         folder = (shared or run.path) / f"step-0-{digest}"
         lock = locked(folder.with_name(f"{folder.name}.lock")) if rank() == 0 else nullcontext()
         with lock:  # several runs of a sweep may come here at once
-            if parallel.broadcast(not (folder / "reference.json").exists()):
+            parts = ("reference.json", "reference.parquet", *TABLES)
+            if parallel.broadcast(any(damage(folder / name) for name in parts)):
                 items = embed_items(self.encoder, self.split, folder / "items")
                 histories = embed_histories(self.encoder, self.split, users, "test", folder / "histories")
                 if rank() == 0:
@@ -108,7 +120,7 @@ class VLM(Embedder):
             with replacing(run.path / name) as temporary:
                 shutil.copyfile(folder / name, temporary)
         if isinstance(self.config.method, Vanilla):
-            for name in ("items", "histories"):
+            for name in TABLES:
                 shutil.copytree(folder / name, run.path / name, dirs_exist_ok=True)
         if drop:
             (folder / "reference.json").unlink()  # first: it says that the rest is whole
@@ -121,15 +133,18 @@ class VLM(Embedder):
             if rank() == 0:
                 self.encoder.save(run.path / "model")
             return {}
-        return train(run, self.split, self.encoder)
+        found = train(run, self.split, self.encoder)
+        self._trained = True
+        return found
 
     def encode(self, run: Run, users: np.ndarray) -> Mapping[str, Any]:
         """Items and the histories of the test users; step 0 has those of the backbone as it comes."""
         if isinstance(self.config.method, Vanilla):
             return {}
         began = time.monotonic()
-        if self._encoder is None:
-            self._encoder = Encoder.load(run.path / "model")
+        if not self._trained:
+            self._encoder = None  # as it comes, where step 0 alone was done again: two may not fit beside each other
+            self._encoder, self._trained = Encoder.load(run.path / "model"), True
         encode_items(run, self.split, self.encoder)
         embed_histories(self.encoder, self.split, users, "test", run.path / "histories")
         for leftover in (run.path / "checkpoints").glob("*-epoch-*"):
@@ -147,9 +162,9 @@ class VLM(Embedder):
             return super().scorer(run, users, which)
         out = run.path / "histories-validation"
         ids = [self.split.dataset.user_ids[user] for user in users]
-        if not out.exists() or EmbeddingTable.load(out).ids.tolist() != ids:
+        if damage(out) or EmbeddingTable.load(out).ids.tolist() != ids:
             embed_histories(self.trained_encoder(run), self.split, users, which, out)
-        queries, items = EmbeddingTable.load(out), EmbeddingTable.load(run.path / "items")
+        queries, items = EmbeddingTable.load(out), self.item_table(run.path / "items")
         return Cosine(queries.unit("fused"), items.unit("fused"))
 
 
@@ -217,7 +232,7 @@ def encode_items(run: Run, split: Split, encoder: Encoder) -> EmbeddingTable:
     out = run.path / "items"
     done = run.manifest["done"].get("train")
     kept = _items_of_epoch(run, int(done["validation"]["epoch"])) if done else None
-    if kept is not None and parallel.broadcast(kept.exists()):
+    if kept is not None and parallel.broadcast(not damage(kept)):
         if rank() == 0:
             shutil.copytree(kept, out, dirs_exist_ok=True)
         parallel.barrier()

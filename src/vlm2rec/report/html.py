@@ -12,7 +12,9 @@ from vlm2rec.report.page import Page, build
 from vlm2rec.runs import write_text
 
 
-def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None, export: Path | None = None) -> Path:
+def write_report(
+    runs: Sequence[Path | str], out: Path | str, *, title: str | None = None, export: Path | str | None = None
+) -> Path:
     """Write the page for one run or many.
 
     What is missing is left out and said so: counting methods have no embeddings and no curves, a data set that
@@ -30,6 +32,7 @@ def write_report(runs: Sequence[Path], out: Path, *, title: str | None = None, e
     Raises:
         InputError: a run is missing, unfinished or foreign, or the runs do not belong together (see `compare`).
     """
+    out, export = Path(out), None if export is None else Path(export)
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give the name of an HTML file")
     if export is not None and export.exists() and not export.is_dir():

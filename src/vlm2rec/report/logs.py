@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from vlm2rec.comparison import Comparison, Method
+from vlm2rec.progress import notice
 from vlm2rec.report.figures import thin
 from vlm2rec.runs import metrics_lines
 
@@ -19,8 +20,11 @@ class Logs:
     def __init__(self, comparison: Comparison) -> None:
         self._lines: dict[Path, dict[str, list[dict[str, Any]]]] = {}
         for run in (run for method in comparison.methods for run in method.runs):
+            path = run.path / "metrics.jsonl"
+            if not path.exists() and run.manifest["done"].get("train", {}).get("steps"):
+                notice(f"{run.path}: metrics.jsonl is missing, so the report has no curves of its training")
             own = self._lines.setdefault(run.path, defaultdict(list))
-            for line in metrics_lines(run.path / "metrics.jsonl"):
+            for line in metrics_lines(path):
                 own[str(line.get("kind"))].append(line)
 
     def lines(self, run: Path, kind: str) -> Lines:

@@ -9,6 +9,7 @@ from vlm2rec.comparison import Method
 from vlm2rec.data.dataset import Dataset
 from vlm2rec.embeddings import EmbeddingTable, Vectors, one_sided
 from vlm2rec.report.words import display
+from vlm2rec.runs import Run
 
 BLOCK = 256
 """Users whose scores are in memory at a time."""
@@ -69,10 +70,13 @@ _TABLES = ("items", "histories")
 
 
 def spaces(methods: Sequence[Method], dataset: Dataset) -> list[Space]:
-    """Those of all methods that have vectors (counting ones have none)."""
-    return [
-        Space(method, dataset) for method in methods if all((method.runs[0].path / name).is_dir() for name in _TABLES)
-    ]
+    """Those of all methods that have vectors (counting ones have none). Raises InputError where some are gone."""
+    return [Space(method, dataset) for method in methods if _has_vectors(method.runs[0])]
+
+
+def _has_vectors(run: Run) -> bool:
+    """Whether a run left vectors: its figures of dropout tell so even where the files are gone."""
+    return "dropout" in run.results() or any((run.path / name).is_dir() for name in _TABLES)
 
 
 def chosen(candidates: Sequence[Space], count: int) -> list[Space]:

@@ -10,24 +10,22 @@ them, and what validation and probes find is what the first one found. It alone 
 
 import hashlib
 import math
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm2rec import parallel
 from vlm2rec.config import TrainingConfig
 from vlm2rec.process import rank, world
 from vlm2rec.progress import notice, progress
-from vlm2rec.runs import read_json, replacing_folder, write_json
+from vlm2rec.training.checkpoints import Checkpoints, State
 from vlm2rec.training.log import Log, MetricsLog, Silence
 
 _SECONDS_BETWEEN_CHECKPOINTS = 120.0  # where steps are slow, `checkpoint_every` steps would be too much to lose
@@ -63,21 +61,6 @@ Probe = Callable[[int, Mapping[str, Any]], Probed]
 """`probe(step, memory)`: look at the weights after so many steps, in evaluation mode, and leave them as they are."""
 
 
-@dataclass
-class State:
-    """How far training has come."""
-
-    step: int = 0
-    validated: int = 0  # epochs
-    best_epoch: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0  # of steps
-    probed: int = -1  # the step of the last probe
-    probe_seconds: float = 0.0
-    memory: dict[str, Any] = field(default_factory=dict)  # of the probe
-    stopped: dict[str, Any] | None = None  # why, where a probe ended training before its time
-
-
 def fit(
     module: nn.Module,
     step: Step,
@@ -85,7 +68,7 @@ def fit(
     steps_per_epoch: int,
     settings: TrainingConfig,
     seed: int,
-    folder: Path,
+    folder: Path | str,
     validate: Validate | None = None,
     no_decay: Iterable[nn.Parameter] = (),
     patience: int | None = None,
@@ -117,6 +100,7 @@ def fit(
         lr=settings.lr,
     )
     optimizer = accelerator.prepare(optimizer)
+    folder = Path(folder)
     checkpoints = Checkpoints(folder / "checkpoints", trained, optimizer)
     state = checkpoints.resume()
     parallel.barrier()  # before anything is written anew
@@ -175,7 +159,7 @@ def fit(
                 saved_at = time.monotonic()
     log.close()
     parallel.barrier()
-    checkpoints.load_best()
+    checkpoints.load_best(state.best_epoch)
     module.eval()
     return state
 
@@ -232,86 +216,6 @@ def check_equal(trained: Mapping[str, nn.Parameter]) -> None:
         digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     if parallel.anyone(parallel.broadcast(digest.hexdigest()) != digest.hexdigest()):
         raise RuntimeError("the processes no longer have the same weights; this is an error of the program")
-
-
-class Checkpoints:
-    """`step-N-E/` folders to continue from, E epochs validated (the last one is kept), and `best-epoch-N/`.
-
-    `step-N-E-probed/` is the same after a probe.
-    """
-
-    def __init__(self, folder: Path, trained: Mapping[str, nn.Parameter], optimizer: Any) -> None:
-        self.folder = folder
-        self._trained = trained
-        self._optimizer = optimizer
-
-    def save(self, state: State) -> None:
-        """Write a checkpoint, then drop the ones before it.
-
-        Neither validation nor a probe moves the step, so they are in the name too: no checkpoint ever takes another's
-        place, and whenever a kill comes, the last one by name is whole.
-        """
-        if rank() > 0:
-            return
-        probed = "-probed" if state.probed == state.step else ""
-        path = self.folder / f"step-{state.step:08d}-{state.validated:04d}{probed}"
-        with replacing_folder(path) as temporary:
-            save_file(self._weights(), temporary / "trained.safetensors")
-            save_file(self._moments(), temporary / "optimizer.safetensors")
-            write_json(temporary / "state.json", asdict(state))
-        self._keep_only(path, "step-*")
-
-    def resume(self) -> State:
-        """Load the last checkpoint into the parameters and the optimizer; a fresh State where there is none."""
-        found = sorted(self.folder.glob("step-*"))
-        if not found:
-            return State()
-        self._load(found[-1] / "trained.safetensors")
-        moments = load_file(found[-1] / "optimizer.safetensors")
-        known = self._optimizer.state_dict()
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in moments.items():
-            index, key = name.split(".", 1)
-            entries.setdefault(int(index), {})[key] = value
-        self._optimizer.load_state_dict({"state": entries, "param_groups": known["param_groups"]})
-        return State(**read_json(found[-1] / "state.json", "checkpoint"))
-
-    def save_best(self, epoch: int) -> None:
-        """Keep the present weights as the best so far."""
-        if rank() > 0:
-            return
-        path = self.folder / f"best-epoch-{epoch:04d}"
-        with replacing_folder(path) as temporary:
-            save_file(self._weights(), temporary / "trained.safetensors")
-        self._keep_only(path, "best-epoch-*")
-
-    def load_best(self) -> None:
-        """Put the best weights back into the parameters."""
-        found = sorted(self.folder.glob("best-epoch-*"))
-        if found:
-            self._load(found[-1] / "trained.safetensors")
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().cpu().contiguous() for name, parameter in self._trained.items()}
-
-    def _moments(self) -> dict[str, Tensor]:
-        entries = self._optimizer.state_dict()["state"]
-        return {
-            f"{index}.{key}": value.detach().cpu().contiguous()
-            for index, moments in entries.items()
-            for key, value in moments.items()
-        }
-
-    @torch.no_grad()
-    def _load(self, path: Path) -> None:
-        saved = load_file(path)
-        for name, parameter in self._trained.items():
-            parameter.copy_(saved[name])
-
-    def _keep_only(self, path: Path, pattern: str) -> None:
-        for other in self.folder.glob(pattern):
-            if other != path:
-                shutil.rmtree(other)
 
 
 def memory_gib() -> float:

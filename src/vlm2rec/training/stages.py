@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlm2rec.config import TrainingConfig
+from vlm2rec.damage import damage
+from vlm2rec.progress import notice
 from vlm2rec.runs import read_json, replacing, write_json
 from vlm2rec.training.loop import Step, Validate, fit
+from vlm2rec.weights import read_into, write_weights
 
 _DONE = "stage.json"
 _WEIGHTS = "trained.safetensors"
@@ -35,15 +36,21 @@ class Stage:
     validate: Validate | None = None
 
 
-def fit_stages(module: nn.Module, stages: Sequence[Stage], folder: Path, seed: int, title: str) -> None:
+def fit_stages(module: nn.Module, stages: Sequence[Stage], folder: Path | str, seed: int, title: str) -> None:
     """Run what is left of the stages, in order; leaves the module with the weights of the last one.
 
     The parameters that want a gradient are trained, the same in every stage.
     """
+    folder = Path(folder)
     finished = [stage for stage in stages if (folder / stage.name / _DONE).exists()]
+    if finished and damage(folder / finished[-1].name / _WEIGHTS):
+        notice(f"{folder}: what {finished[-1].name} had learned is gone, so training begins anew")
+        for stage in stages:
+            shutil.rmtree(folder / stage.name, ignore_errors=True)
+        finished = []
     if finished:
         _tidy(finished, folder)
-        _load(module, folder / finished[-1].name / _WEIGHTS)
+        read_into(folder / finished[-1].name / _WEIGHTS, _trained(module))
     for stage in stages[len(finished) :]:
         stage.prepare()
         own = folder / stage.name
@@ -59,7 +66,7 @@ def fit_stages(module: nn.Module, stages: Sequence[Stage], folder: Path, seed: i
         )
         figures = {name: value for name, value in state.best.items() if name != "score"}
         with replacing(own / _WEIGHTS) as temporary:
-            save_file({name: p.detach().cpu().contiguous() for name, p in _trained(module).items()}, temporary)
+            write_weights(temporary, _trained(module))
         validation = {**figures, "epoch": state.best_epoch} if stage.validate else {}
         write_json(own / _DONE, {"steps": state.step, "seconds": state.seconds, "validation": validation})
         finished.append(stage)
@@ -82,13 +89,6 @@ def _tidy(finished: Sequence[Stage], folder: Path) -> None:
     """Keep of the finished stages the weights of the last."""
     drop_weights(finished[:-1], folder)
     shutil.rmtree(folder / finished[-1].name / "checkpoints", ignore_errors=True)
-
-
-@torch.no_grad()
-def _load(module: nn.Module, path: Path) -> None:
-    saved = load_file(path)
-    for name, parameter in _trained(module).items():
-        parameter.copy_(saved[name])
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:

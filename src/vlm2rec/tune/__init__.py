@@ -19,7 +19,12 @@ __all__ = ["TUNABLE", "Search", "tune"]
 
 
 def tune(
-    path: Path, space: Sequence[str], overrides: Sequence[str], trials: int, out: Path, say: Callable[[str], None]
+    path: Path | str,
+    space: Sequence[str],
+    overrides: Sequence[str],
+    trials: int,
+    out: Path | str,
+    say: Callable[[str], None],
 ) -> Path:
     """Train at `trials` points of `space` (entries `section.key=a,b,c`), none twice; write the best one's `best.toml`.
 
@@ -34,6 +39,7 @@ def tune(
         InputError: the method reports no N@20 on validation, `space` is not understood, `out` holds another search, or
             no trial came to an end.
     """
+    path, out = Path(path), Path(out)
     search = Search.read(path, space, overrides)
     if trials > search.size:
         say(f"--trials {trials}: the space has {search.size} points, so all {search.size} of them are trained")

@@ -39,7 +39,7 @@ _HOST = r"(?i)^\s*https?://(?:[^/?#]*@)?(\[[^\]]*\]|[^/?#:]*)"
 
 def download(
     wanted: Mapping[str, str] | pl.DataFrame,
-    folder: Path,
+    folder: Path | str,
     fetching: Fetching | None = None,
     progress: Progress | None = None,
 ) -> pl.DataFrame:
@@ -63,7 +63,7 @@ def download(
     Raises:
         InputError: a name is wanted twice, or the folder cannot be written to.
     """
-    fetching = fetching or Fetching()
+    folder, fetching = Path(folder), fetching or Fetching()
     table = _table(wanted)
     with open_journal(folder) as journal:
         state = _state(table, journal, fetching.again, fetching.verify, fetching.private)

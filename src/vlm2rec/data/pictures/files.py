@@ -56,7 +56,7 @@ class Album(Protocol):
         ...
 
 
-def open_pictures(pictures: Path | Draw | None) -> Album:
+def open_pictures(pictures: Path | str | Draw | None) -> Album:
     """Open a folder (one that is not there holds nothing), a .zip, a .tar, or a function that draws by name.
 
     A packed .tar.gz or the like is refused: to read one picture of it, all before it would have to be unpacked.
@@ -66,8 +66,9 @@ def open_pictures(pictures: Path | Draw | None) -> Album:
     """
     if pictures is None:
         return _Nothing()
-    if not isinstance(pictures, Path):
+    if not isinstance(pictures, Path | str):
         return _Drawn(pictures)
+    pictures = Path(pictures)
     name = pictures.name.lower()
     if pictures.is_dir():
         return _Folder(pictures)

@@ -38,13 +38,14 @@ class _Group:
     more: int
 
 
-def write_sheet(report: LookAlikes, dataset: Dataset, path: Path) -> Path:
+def write_sheet(report: LookAlikes, dataset: Dataset, path: Path | str) -> Path:
     """Write placeholders and groups as one HTML page that needs no other file, and return its path.
 
     Raises InputError if it cannot be written.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    path = Path(path)
     environment = Environment(
         loader=PackageLoader("vlm2rec.data.pictures"),
         autoescape=True,

@@ -70,8 +70,9 @@ class PictureStore(_ByNumber):
     it is opened there anew.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         """Open the pictures in `folder`. Raises InputError if the files are missing or do not fit each other."""
+        folder = Path(folder)
         index = read_index(folder, ("offset", "height", "width", "digest"))
         self._folder = folder
         self._offset, self._height, self._width = (
@@ -112,7 +113,7 @@ class PictureFiles(_ByNumber):
     """
 
     def __init__(
-        self, pictures: Path | Draw | None, names: Sequence[str | None], size: int = 224, fit: Fit = "squash"
+        self, pictures: Path | str | Draw | None, names: Sequence[str | None], size: int = 224, fit: Fit = "squash"
     ) -> None:
         """Open where the pictures are (see `open_pictures`); `names` says which one an item has."""
         self._album, self._names, self._size, self._fit = open_pictures(pictures), names, size, fit
@@ -126,12 +127,13 @@ class PictureFiles(_ByNumber):
         return None if found is None else found.pixels
 
 
-def read_index(folder: Path, columns: Sequence[str] = tuple(_SCHEMA)) -> pl.DataFrame:
+def read_index(folder: Path | str, columns: Sequence[str] = tuple(_SCHEMA)) -> pl.DataFrame:
     """The picture index of a prepared folder, a row an item.
 
     Columns: offset (bytes), height, width (pixels; 0: none), digest, source_height, source_width (pixels of the
     picture as it came), and crc (of what is packed). Raises InputError if it is missing or damaged.
     """
+    folder = Path(folder)
     try:
         return pl.read_parquet(folder / INDEX, columns=list(columns), glob=False)
     except (OSError, pl.exceptions.PolarsError):

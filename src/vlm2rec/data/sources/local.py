@@ -48,6 +48,9 @@ class Local:
     time_format: str | None = None
     time_unit: TimeUnit | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # given as text, it is a path all the same
+
     def read(self) -> RawData:
         """Open both tables. Raises InputError if the folder, a table or a column named is missing or unreadable."""
         if not self.path.is_dir():
@@ -97,11 +100,12 @@ class Local:
         return found[0]
 
 
-def read_table(path: Path) -> pl.DataFrame:
+def read_table(path: Path | str) -> pl.DataFrame:
     """Read a whole Parquet, CSV or JSON-lines table, of the latter two all columns as text.
 
     Raises InputError with what is wrong first: here no line may be broken.
     """
+    path = Path(path)
     broken = Broken()
     table = pl.concat(_tables(path, broken, FLAT)).drop(LINE, strict=False)
     for _, line, reason, text in broken.table().iter_rows():

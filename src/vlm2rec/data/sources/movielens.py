@@ -44,6 +44,9 @@ class MovieLens:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # given as text, it is a path all the same
+
     def read(self) -> RawData:
         """Open the ratings and read the films. Raises InputError if it is no folder of one release."""
         found = [release for release in _RELEASES if (self.path / release.ratings).is_file()]

@@ -40,6 +40,9 @@ class RecBole:
     time_format: str | None = None
     time_unit: TimeUnit | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # given as text, it is a path all the same
+
     def read(self) -> RawData:
         """Open the log and read the items. Raises InputError if a file, its header or a column named is wrong."""
         log = self._log()

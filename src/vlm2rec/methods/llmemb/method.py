@@ -15,13 +15,14 @@ from vlm2rec.backbones.load import Backbone, mean_over, towers
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.config import Config, TrainingConfig
 from vlm2rec.config import LLMEmb as Settings
+from vlm2rec.damage import damage
 from vlm2rec.data.sources.shop import is_drawn
 from vlm2rec.data.splits import Split
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import ItemEmbedder
+from vlm2rec.methods.base import ADAPTED, TABLES, ItemEmbedder
 from vlm2rec.methods.llmemb.attributes import Clause, Pairs, attribute_columns, header, item_clauses, sentence
 from vlm2rec.methods.vlm import build_encoder
 from vlm2rec.runs import Run
@@ -39,10 +40,19 @@ class LLMEmb(ItemEmbedder):
     """Task 1: cosines of SCFT vectors, or of what RAT makes of them (`method.task1`). Task 2: RAT."""
 
     norms: ClassVar[tuple[Norm, ...]] = ("none",)
+    kept: ClassVar[Mapping[str, Sequence[str]]] = {
+        **ItemEmbedder.kept,
+        "encode": (*ItemEmbedder.kept["encode"], "stages/scft*", "stages/pca", "stages/sasrec-*"),
+    }
 
     def __init__(self, config: Config, split: Split) -> None:
         super().__init__(config, split)
         self._encoder: Encoder | None = None
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """The adapters, and the vectors with their PCA, which Task 2 starts from."""
+        return {**super().leaves, "train": ADAPTED, "encode": (*TABLES, "stages/pca")}
 
     @property
     def settings(self) -> Settings:
@@ -114,7 +124,7 @@ class LLMEmb(ItemEmbedder):
         stages, ids = run.path / "stages", self.split.dataset.item_ids
         direct = self.settings.task1 == "scft"
         scft = run.path / "items" if direct else stages / "scft"
-        if not (stages / "pca").exists():
+        if damage(stages / "pca") or damage(scft):
             encoder = self._encoder or Encoder.load(run.path / "model")
 
             def embed(items: Sequence[int]) -> Mapping[str, Tensor]:
@@ -138,7 +148,7 @@ class LLMEmb(ItemEmbedder):
     def sequence_items(self, run: Run, norm: Norm) -> Items:
         """RAT: PCA vectors behind the two-layer adapter, aligned with the vectors of a SASRec that knows ids alone."""
         settings, seqrec = self.settings, self.config.seqrec
-        vectors = normalised(EmbeddingTable.load(run.path / "stages" / "pca")["fused"], norm)
+        vectors = normalised(self.item_table(run.path / "stages" / "pca")["fused"], norm)
         known = self._collaborative(run) if settings.alignment else None
         tuned = seqrec.table == "tuned"
         return AlignedItems(vectors, seqrec.dim, known, settings.alignment, settings.alignment_temperature, tuned)
@@ -146,13 +156,13 @@ class LLMEmb(ItemEmbedder):
     def _collaborative(self, run: Run) -> np.ndarray:
         """Item vectors `(N, d)` of the SASRec row on the same split, fitted once, whatever is aligned with them."""
         out = run.path / "stages" / "ids" / "vectors"
-        if not out.exists():
+        if damage(out):
             ids = self.split.dataset.item_ids
             with torch.random.fork_rng():  # or the adapter's start would depend on whether this was done before a kill
                 model = self._fit(run, partial(IdItems, self.split.n_items, self.config.seqrec.dim), "ids")
             with torch.no_grad():
                 EmbeddingTable(ids, {"fused": model.items().cpu().numpy()}, model.validation).save(out)
-        return EmbeddingTable.load(out)["fused"]
+        return self.item_table(out)["fused"]
 
     def _fit(self, run: Run, items: Callable[[], Items], stage: str) -> SequenceModel:
         config = self.config

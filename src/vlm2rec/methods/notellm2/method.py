@@ -15,8 +15,8 @@ from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import ItemEmbedder, need_pictures, need_titles
-from vlm2rec.methods.notellm2.model import PairLoss, RecordEmbedder
+from vlm2rec.methods.base import ADAPTED, ItemEmbedder, need_pictures, need_titles
+from vlm2rec.methods.notellm2.model import FUSION_FILE, PairLoss, RecordEmbedder
 from vlm2rec.methods.notellm2.pairs import PairBatches
 from vlm2rec.runs import Run
 from vlm2rec.training.batches import Samples
@@ -28,6 +28,11 @@ class NoteLLM2(ItemEmbedder):
     """Trained on pairs of items; an item's vector is its fused one."""
 
     _embedder: RecordEmbedder | None = None
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """Adapters and late fusion, and the vectors."""
+        return {**super().leaves, "train": (*ADAPTED, f"model/{FUSION_FILE}")}
 
     @property
     def settings(self) -> Settings:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
@@ -14,8 +13,9 @@ from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.prompts import Picture, Segment, Text, Title
 from vlm2rec.runs import replacing
+from vlm2rec.weights import read_into, write_weights
 
-_FILE = "late_fusion.safetensors"
+FUSION_FILE = "late_fusion.safetensors"
 _FUSED_SHARE = 9  # of the fused loss, against `visual_weight` for the picture's
 _CUE = "\nThe product, compressed into one word:"
 
@@ -96,17 +96,17 @@ class RecordEmbedder(nn.Module):
         self.fusion = LateFusion(encoder.backbone.dim, out_dim).to(encoder.device)
 
     @classmethod
-    def load(cls, folder: Path, catalogue: Catalogue, out_dim: int) -> "RecordEmbedder":
-        """Read what `save` wrote."""
+    def load(cls, folder: Path | str, catalogue: Catalogue, out_dim: int) -> "RecordEmbedder":
+        """Read what `save` wrote. Raises InputError where it is not whole."""
         embedder = cls(Encoder.load(folder), catalogue, out_dim, seed=0)
-        embedder.fusion.load_state_dict(load_file(folder / _FILE))
+        read_into(Path(folder) / FUSION_FILE, embedder.fusion.state_dict())
         return embedder.eval()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write the encoder's files and, beside them, the late fusion's weights."""
         self.encoder.save(folder)
-        with replacing(folder / _FILE) as temporary:
-            save_file({name: weight.contiguous() for name, weight in self.fusion.state_dict().items()}, temporary)
+        with replacing(Path(folder) / FUSION_FILE) as temporary:
+            write_weights(temporary, self.fusion.state_dict())
 
     def forward(self, items: Sequence[int]) -> Tensor:
         """Vectors `(n, 2, out_dim)` float32 of n items, not normalised: n'_m, n'_v."""

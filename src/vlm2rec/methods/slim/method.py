@@ -6,24 +6,24 @@ SLIM embeds rationales and items by a small text encoder, SLIM+ by the distilled
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from vlm2rec.backbones.load import load_backbone, towers
-from vlm2rec.backbones.lora import load_lora
 from vlm2rec.backbones.packing import Prompt
 from vlm2rec.backbones.recompute import recompute
 from vlm2rec.backbones.small import TextEncoder
 from vlm2rec.config import SLIM as Settings
 from vlm2rec.config import BackboneConfig, Config
+from vlm2rec.damage import damage
 from vlm2rec.data.splits import Split, Which, sample_users
 from vlm2rec.embeddings import EmbeddingTable
 from vlm2rec.encode import in_shards
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
-from vlm2rec.methods.base import Embedder, need_pictures, need_titles, validation_users
+from vlm2rec.methods.base import ADAPTED, Embedder, need_pictures, need_titles, validation_users
 from vlm2rec.methods.slim.answers import Writer, collect, key_of
 from vlm2rec.methods.slim.distillation import Example, distillation_step, label
 from vlm2rec.methods.slim.fusion import FusedItems
@@ -41,6 +41,11 @@ _AT_ONCE = 64
 class SLIM(Embedder):
     """Teacher's rationales of some users, a student tuned on them, and the student's rationales of everyone needed."""
 
+    kept: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Embedder.kept,
+        "encode": (*Embedder.kept["encode"], "rationales", "stages/rationales-*"),
+    }
+
     def __init__(self, config: Config, split: Split) -> None:
         super().__init__(config, split)
         self.shelf = Shelf(split.dataset)
@@ -49,6 +54,11 @@ class SLIM(Embedder):
         self._student: Encoder | None = None
         self._teacher: Teacher | None = None
         self._text_encoder: TextEncoder | None = None
+
+    @property
+    def leaves(self) -> Mapping[str, Sequence[str]]:
+        """The student's adapters, and the vectors."""
+        return {**super().leaves, "train": ADAPTED}
 
     @property
     def settings(self) -> Settings:
@@ -124,7 +134,7 @@ class SLIM(Embedder):
         """Items to `items/`; the test users' rationales to `rationales/test.jsonl`, their vectors to `histories/`."""
         began = time.monotonic()
         said = self.rationales(run, users, "test")
-        if not (run.path / "items").exists():
+        if damage(run.path / "items"):
             ids, items = self.split.dataset.item_ids, range(self.split.n_items)
             manifest = {"encoder": self.settings.encoder, "modality": self.settings.modality}
             in_shards(items, ids, self._items(run), run.path / "items", "items", _AT_ONCE, manifest)
@@ -136,14 +146,14 @@ class SLIM(Embedder):
         """Cosines of rationale and item (Task 1); for validation, with rationales of the validation histories."""
         if which == "test":
             return super().scorer(run, users, which)
-        items = EmbeddingTable.load(run.path / "items")
+        items = self.item_table(run.path / "items")
         return Cosine(self.vectors(run, users, which).unit("fused"), items.unit("fused"))
 
     def sequence_items(self, run: Run, norm: Norm) -> Items:
         """Text and ids joined, for items and users; `task2 = "init_only"`: item vectors behind a linear adapter."""
         if self.settings.task2 == "init_only":
             return super().sequence_items(run, norm)
-        items, histories = (EmbeddingTable.load(run.path / name) for name in ("items", "histories"))
+        items, histories = self.item_table(run.path / "items"), EmbeddingTable.load(run.path / "histories")
         row = {name: number for number, name in enumerate(self.split.dataset.user_ids)}
         tested = np.array([row[str(name)] for name in histories.ids])
         found: dict[Phase, tuple[np.ndarray, np.ndarray]] = {"test": (tested, histories["fused"])}
@@ -183,8 +193,7 @@ class SLIM(Embedder):
     def student(self, run: Run) -> Encoder:
         """The distilled model with its language head."""
         if self._student is None:
-            self._student = self._build(self.config.backbone)
-            self._student.adapter = load_lora(self._student.backbone, run.path / "model")
+            self._student = Encoder.load(run.path / "model", head=True)
         return self._student.eval()
 
     def _fitted(self) -> dict[Phase, np.ndarray]:
@@ -205,7 +214,7 @@ class SLIM(Embedder):
 
     def _embed(self, run: Run, users: np.ndarray, texts: Sequence[str], out: Path) -> EmbeddingTable:
         """A table of rationale vectors at `out`, unless it stands there already."""
-        if out.exists():
+        if not damage(out):
             return EmbeddingTable.load(out)
         return in_shards(texts, self._ids(users), self._texts(run), out, "rationale vectors", _AT_ONCE)
 

@@ -107,6 +107,9 @@ class Amazon:
     release: Release
     domain: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # given as text, it is a path all the same
+
     def read(self) -> RawData:
         """Find the files. Raises InputError where one is missing, or a CSV's columns are not in their order."""
         files = _RELEASES[self.release]
