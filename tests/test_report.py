@@ -279,6 +279,14 @@ def test_svg_is_well_formed_and_true_to_scale():
     assert svg.lines("x", [Series("m0", "a", [1], [2])]) == "" and svg.bars("x", []) == ""
 
 
+def test_figures_of_few_users_and_nothing_are_pale():
+    bars = (Bar("text", "t2f", 0.2), Bar("image", "v2f", 0.4, unsure=True), Bar("fused", "f2f", 0.0001))
+    root = ElementTree.fromstring(svg.bars("bars", [Group("A", bars)]))
+    assert [bar.get("class") for bar in root.iter("rect")] == ["text", "image unsure", "fused"]
+    bold = {text.text: text.get("class") for text in root.iter("text")}
+    assert (bold[".200"], bold[".400"], bold[".000"]) == ("value", "tick", "tick")
+
+
 def test_many_bars_go_on_in_rows_to_one_scale():
     many = [Group(f"method {n}", tuple(Bar("text", name, n / 20) for name in ("t2f", "f2f"))) for n in range(1, 20)]
     root = ElementTree.fromstring(svg.bars("many", many, wide=500))

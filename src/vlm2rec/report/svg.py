@@ -126,7 +126,9 @@ def _bar(bar: Bar, x: float, width: float, y: Callable[[float], float], base: fl
         highest = min(highest, line)
         ends = f'x1="{x - 3:g}" x2="{x + width + 3:g}" y1="{line}" y2="{line}"'
         parts.append(f'<line class="casing" {ends}/><line class="reference" {ends}/>')
-    parts.append(_text(middle, highest - 6, number(bar.value), "value", "middle"))
+    # Bold says that a figure counts: not one of few users, nor nothing.
+    bold = not bar.unsure and number(bar.value) != ".000"
+    parts.append(_text(middle, highest - 6, number(bar.value), "value" if bold else "tick", "middle"))
     parts.append(_text(middle, base + 16, bar.label, "tick", "middle") if named else "")
     return "".join(parts)
 
