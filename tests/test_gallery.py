@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlm2rec.backbones import gallery as galleries
+from vlm2rec.backbones import gallery as gallery_module
 from vlm2rec.backbones import vision
 from vlm2rec.backbones.gallery import Gallery
 from vlm2rec.backbones.load import load_backbone
@@ -84,6 +85,13 @@ def test_reading_ahead_changes_no_bit(towers: dict[str, VisionTower], family: st
             assert same(ahead.visuals[item], expected) and same(in_turns.visuals[item], expected)
 
 
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures count as ones that cannot change, like those of a data set: others are read again to be compared."""
+    monkeypatch.setattr(gallery_module, "_FIXED", (Pictures,))
+
+
+@pytest.mark.usefixtures("fixed")
 def test_what_is_expected_is_read_before_it_is_asked_for_and_once(towers: dict[str, VisionTower]) -> None:
     catalogue, gallery = shelf(), Gallery(towers["llava"], keep=True)
     gallery.readers = 4
@@ -170,6 +178,7 @@ def test_room_is_shared_by_the_processes_of_a_machine(monkeypatch: pytest.Monkey
     assert vision.host_room() == whole // 4
 
 
+@pytest.mark.usefixtures("fixed")
 def test_encoding_a_catalogue_reads_the_next_shard_meanwhile(
     towers: dict[str, VisionTower], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -244,7 +244,9 @@ def test_no_message_sends_anybody_to_nano(call: Call, tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     call("init", config)
     assert "nano" not in config.read_text()
-    broken = raw_config(tmp_path, tmp_path / "absent")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    broken = raw_config(tmp_path, tmp_path / "broken")
     with pytest.raises(Exception, match="no model could be loaded") as caught:
         examine(parse_config(broken))
     assert "nano" not in str(caught.value) and "vlm2rec backbone smol" in str(caught.value)

@@ -261,7 +261,7 @@ def test_two_processes_share_a_search(tuned: tuple[Path, list[str]], file: Path,
     assert all("N@20" in text for text, _ in said), "both worked"
     assert all(err == "" or "continues" not in err for _, err in said) and not any("Trial" in err for _, err in said)
     assert len(set(points(out))) == 6 and [trial["trial"] for trial in trials(out)] == list(range(6))
-    assert points(out)[:4] == points(tuned[0]), "the draws of one process alone"
+    assert points(out)[:4] == points(tuned[0])[:4], "the draws of one process alone"
     best = json.loads((out / "trials.json").read_text())["best"]
     assert load_config(out / "best.toml") == Run.open(out / f"trial-{best:03d}").config
 

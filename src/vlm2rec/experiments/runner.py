@@ -16,7 +16,6 @@ from vlm2rec.experiments.schedule import Task, default_jobs, run_all
 from vlm2rec.experiments.shop import packaged, shop
 from vlm2rec.experiments.spec import Experiment
 from vlm2rec.experiments.tables import Results, write_tables
-from vlm2rec.methods.reading import warn_ahead
 from vlm2rec.runs import STAGES, Run, read_json, write_json
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -76,6 +75,8 @@ def run_experiments(asked: Asked, jobs: int | None = None, say: Say = print) -> 
             page.told(task, reason)
 
     tasks = merged_tasks(plans, asked.quick)
+    from vlm2rec.methods.reading import warn_ahead  # imports torch: what can be wrong has been looked at by now
+
     warn_ahead(task.config for task in tasks if not task.is_done)
     run_all(tasks, asked.out / "runs" / ".shared", jobs or default_jobs(), told, say)
     _complain(pages)
