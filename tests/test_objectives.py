@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vlm2rec import objectives
 from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Views, VLM2RecLoss
 
 Array = np.ndarray
@@ -720,3 +721,72 @@ def test_each_modality_takes_shares_off_too() -> None:
     )
     found = EachModality(InfoNCE(0.3), 0.3, 1.0)(query, target, negatives, positive, log_q)
     assert found.item() == pytest.approx(float(expected), rel=0, abs=1e-12)
+
+
+# ---------------------------------------------------------------- the loss with its figures
+
+
+@EVERY_LOSS
+def test_terms_hold_the_loss_and_its_gradient(loss: nn.Module) -> None:
+    query, target, negatives, positive = case()
+    called, listed = (leaves(query), leaves(query))
+    value, terms = loss(called, target, negatives, positive), loss.terms(listed, target, negatives, positive)
+    value.backward()
+    terms.loss.backward()
+    assert terms.loss.item() == value.item()
+    for one, other in zip(called, listed, strict=True):
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
+    assert not any(figure.requires_grad for figure in terms.figures.values())
+
+
+def test_figures_are_those_of_the_parts() -> None:
+    query, target, negatives, positive = case()
+    wpcl, crtr = WPCL(0.1, alpha=5.0, beta=2.0), CRTR(0.5)
+    figures = VLM2RecLoss(wpcl, crtr, 0.25).terms(query, target, negatives, positive).figures
+    text, image = wpcl.margins(query, target, negatives, positive)
+    expected = {
+        "margin_text": text.mean(),
+        "margin_image": image.mean(),
+        "gap": wpcl.gap(query, target, negatives, positive).mean(),
+        "norm_ratio": (query.text.norm(dim=1) / query.image.norm(dim=1)).mean(),
+        "crtr": crtr(query, target),
+        "penalty": wpcl.penalty(query, target, negatives, positive).mean(),
+        "alpha": 5.0,
+        "beta": 2.0,
+        "wpcl": wpcl(query, target, negatives, positive),
+    }
+    assert {name: figure.item() for name, figure in figures.items()} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-6
+    )
+
+
+def test_figures_leave_out_what_is_missing() -> None:
+    """A user without the picture has no picture margin, no gap, and no ratio of lengths."""
+    query, target, negatives, positive = case()
+    query.image[0] = 0
+    figures = InfoNCE(0.1).terms(query, target, negatives, positive).figures
+    text, image = WPCL(0.1).margins(query, target, negatives, positive)
+    assert figures["margin_image"].item() == pytest.approx(image[1:].mean().item())
+    assert figures["gap"].item() == pytest.approx((text - image)[1:].abs().sum().item() / 5)
+    ratio = (query.text.norm(dim=1) / query.image.norm(dim=1))[1:]
+    assert figures["norm_ratio"].item() == pytest.approx(ratio.mean().item())
+
+
+def test_one_view_alone_has_no_figures() -> None:
+    query, target, negatives, positive = case()
+    assert InfoNCE(0.1).terms(Views(query.fused), Views(target.fused), negatives, positive).figures == {}
+
+
+@EVERY_LOSS
+def test_each_view_is_compared_once(loss: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    compare = objectives._cosine
+
+    def counted(query: Tensor, target: Tensor) -> Tensor:
+        made.append(query)
+        return compare(query, target)
+
+    monkeypatch.setattr(objectives, "_cosine", counted)
+    query, target, negatives, positive = case()
+    loss.terms(query, target, negatives, positive)
+    assert len({id(view) for view in made}) == len(made) <= 3

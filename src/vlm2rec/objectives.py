@@ -1,16 +1,20 @@
 """Training objectives: InfoNCE (Eq. 3), WPCL (Eqs. 6-10), CRTR (Eqs. 11-13) and their sum (Eq. 14).
 
-They see tensors only. Similarities, softmaxes and penalties are computed in float32 or wider whatever comes
-in: at a temperature of .001 cosines become logits of +-1000, which half precision cannot tell apart.
+They see tensors only. Calling an objective gives its loss, a scalar; `terms` gives the loss together with what it was
+made of, for logs. Within one call the cosines of each view are computed once. Similarities, softmaxes and penalties are
+computed in float32 or wider whatever comes in: at a temperature of .001 cosines become logits of +-1000, which half
+precision cannot tell apart.
 
 Where the paper is silent (see PAPERS.md): losses are means over the users that have a negative; the penalty
 stays in the graph, because only then does the stop-gradient of Eq. 8 change anything.
 
 `log_q` `(N,)`, not in the paper: the log of each target's share of what batches draw (logQ correction, Yi et al.,
-RecSys 2019). Targets of other users stand in a batch as often as they are popular, so the plain loss learns to hold
-popularity against an item; with `log_q` taken off the logits, it no longer does.
+RecSys 2019). Targets of other users stand in a batch as often as they are popular, so the plain loss penalises
+popular items; with `log_q` taken off the logits, it no longer does.
 """
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -32,17 +36,91 @@ class Views(NamedTuple):
     image: Tensor | None = None
 
 
-class InfoNCE(nn.Module):
-    """Contrast a user's next item with the negatives, on fused cosines (Eq. 3).
+class Terms(NamedTuple):
+    """A batch's loss, a scalar with its gradient, and what it was made of: scalars by name, detached."""
+
+    loss: Tensor
+    figures: Mapping[str, Tensor]
+
+
+class Comparison:
+    """A batch of B queries and N targets, and what the terms of an objective have in common: each view's cosines."""
+
+    def __init__(
+        self,
+        query: Views,
+        target: Views,
+        negatives: Tensor,
+        positive: Tensor | None = None,
+        log_q: Tensor | None = None,
+    ) -> None:
+        self.query, self.target, self.negatives, self.log_q = query, target, negatives, log_q
+        self._positive = positive
+
+    @cached_property
+    def own(self) -> Tensor:
+        """Which target is each query's own, `(B,)`. Raises InputError where `negatives` or `positive` do not fit."""
+        _check_shapes(len(self.query.fused), len(self.target.fused), self.negatives, self._positive)
+        return _own(self._positive, self.negatives)
+
+    @cached_property
+    def fused(self) -> Tensor:
+        """Cosines of the fused view, `(B, N)`."""
+        return _cosine(self.query.fused, self.target.fused)
+
+    @cached_property
+    def modalities(self) -> "tuple[Modality, Modality]":
+        """Text and image. Raises ValueError where the encoder made no such views."""
+        sides = zip(_modalities(self.query, "query"), _modalities(self.target, "target"), strict=True)
+        text, image = (Modality(self, query, target) for query, target in sides)
+        return text, image
+
+    def figures(self) -> dict[str, Tensor]:
+        """Mean margin of each modality, mean gap, mean |z_T| / |z_V|: how a collapse is seen while it happens."""
+        if self.query.text is None or self.query.image is None:
+            return {}
+        text, image = (modality.margin.detach() for modality in self.modalities)
+        lengths = [view.detach().float().norm(dim=1) for view in (self.query.text, self.query.image)]
+        return {
+            "margin_text": text.nanmean(),
+            "margin_image": image.nanmean(),
+            "gap": (text - image).abs().nan_to_num(0.0).mean(),
+            "norm_ratio": (lengths[0] / lengths[1])[(lengths[0] > 0) & (lengths[1] > 0)].mean(),
+        }
+
+
+class Modality:
+    """One modality of a comparison: queries `(B, D)` and targets `(N, D)`, of which rows of zeros lack it."""
+
+    def __init__(self, comparison: Comparison, query: Tensor, target: Tensor) -> None:
+        self.query, self.target = query, target
+        self._comparison = comparison
+
+    @cached_property
+    def cosines(self) -> Tensor:
+        """`(B, N)`."""
+        return _cosine(self.query, self.target)
+
+    @cached_property
+    def negatives(self) -> Tensor:
+        """The negatives `(B, N)` that this modality can tell from the positive; see `comparable`."""
+        return comparable(self.query, self.target, self._comparison.negatives, self._comparison.own)
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """Cosine to the positive less the mean cosine to the negatives, `(B,)` (Eq. 6); see `WPCL.margins`."""
+        own, among = self._comparison.own, self.negatives
+        towards = self.cosines.gather(1, own[:, None])[:, 0]
+        against = (self.cosines * among).sum(1) / among.sum(1).clamp(min=1)
+        return (towards - against).masked_fill(self._comparison.negatives.any(dim=1) & ~among.any(dim=1), torch.nan)
+
+
+class Objective(nn.Module):
+    """A loss on a batch of queries and targets; a new one defines `compute`.
 
     `query` holds B users, `target` N items, `negatives[i, j]` says that item j is a negative of user i,
-    `positive[i]` which item is i's own (None: item i, then N >= B). Returns a scalar: the mean over users with
-    at least one negative; with no such user, 0 that still has a gradient.
+    `positive[i]` which item is i's own (None: item i, then N >= B).
     """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(
         self,
@@ -53,13 +131,46 @@ class InfoNCE(nn.Module):
         log_q: Tensor | None = None,
     ) -> Tensor:
         """Loss, a scalar."""
-        return _contrast(query, target, negatives, positive, self.temperature, None, log_q)
+        return self.compute(Comparison(query, target, negatives, positive, log_q)).loss
+
+    def terms(
+        self,
+        query: Views,
+        target: Views,
+        negatives: Tensor,
+        positive: Tensor | None = None,
+        log_q: Tensor | None = None,
+    ) -> Terms:
+        """The loss, with the figures of the batch and of the objective; NaN where a batch has no such thing."""
+        batch = Comparison(query, target, negatives, positive, log_q)
+        found = self.compute(batch)
+        with torch.no_grad():
+            return Terms(found.loss, {**batch.figures(), **found.figures})
+
+    def compute(self, batch: Comparison) -> Terms:
+        """The loss, and figures of this objective alone."""
+        raise NotImplementedError
+
+
+class InfoNCE(Objective):
+    """Contrast a user's next item with the negatives, on fused cosines (Eq. 3).
+
+    The loss is the mean over users with at least one negative; with no such user, 0 that still has a gradient.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def compute(self, batch: Comparison) -> Terms:
+        """The loss; there are no figures of its own."""
+        return Terms(_contrast(batch.fused, batch.negatives, batch.own, self.temperature, batch.log_q), {})
 
 
 Penalty = Literal["adaptive", "detached", "constant"]
 
 
-class WPCL(nn.Module):
+class WPCL(Objective):
     """Weak-modality Penalized Contrastive Learning (Eqs. 6-10).
 
     InfoNCE whose negatives weigh `1 + beta * softplus(alpha * gap)` for each user, where the gap is by how much
@@ -95,51 +206,48 @@ class WPCL(nn.Module):
         Cosine to the positive less the mean cosine to the negatives; a user without negatives gets the former. NaN
         where the user, the positive or all negatives lack the modality.
         """
-        own = _own(positive, negatives)
-        text, image = (
-            _margin(z, e, negatives, own)
-            for z, e in zip(_modalities(query, "query"), _modalities(target, "target"), strict=True)
-        )
-        return text, image
+        text, image = Comparison(query, target, negatives, positive).modalities
+        return text.margin, image.margin
 
     def gap(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
         """Stronger margin, held fixed, less the weaker one, `(B,)`, >= 0 (Eqs. 7-8); 0 where one is missing."""
-        both = torch.stack(self.margins(query, target, negatives, positive))
-        both = both.masked_fill(both.isnan().any(dim=0), 0)  # what is not there does not lag behind
-        strong, weak = both.amax(0), both.amin(0)
-        return (strong.detach() if self.stop_gradient else strong) - weak
+        return self._gap(Comparison(query, target, negatives, positive))
 
     def penalty(self, query: Views, target: Views, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
         """Weight of each user's negatives, `(B,)`, >= 1 (Eq. 9)."""
-        gap = self.gap(query, target, negatives, positive)
-        alpha, beta = self.alpha.clamp(min=0).to(gap.dtype), self.beta.clamp(min=0).to(gap.dtype)
-        pull = alpha * gap
-        weight = 1 + beta * torch.logaddexp(pull, torch.zeros_like(pull))
-        if self.kind == "adaptive":
-            return weight
-        judged = negatives.any(dim=1)
-        if self.kind == "constant" and bool(judged.any()):
-            weight = weight[judged].mean().expand_as(weight)
-        return weight.detach()
+        return self._penalty(Comparison(query, target, negatives, positive))
 
-    def forward(
-        self,
-        query: Views,
-        target: Views,
-        negatives: Tensor,
-        positive: Tensor | None = None,
-        log_q: Tensor | None = None,
-    ) -> Tensor:
-        """Loss, a scalar (Eq. 10, as a mean)."""
-        penalty = self.penalty(query, target, negatives, positive)
-        return _contrast(query, target, negatives, positive, self.temperature, penalty, log_q)
+    def compute(self, batch: Comparison) -> Terms:
+        """The loss (Eq. 10, as a mean), the mean penalty, and the two parameters."""
+        penalty = self._penalty(batch)
+        loss = _contrast(batch.fused, batch.negatives, batch.own, self.temperature, batch.log_q, penalty)
+        figures = {"penalty": penalty.mean(), "alpha": self.alpha, "beta": self.beta, "wpcl": loss}
+        return Terms(loss, {name: value.detach() for name, value in figures.items()})
 
     def no_decay(self) -> list[nn.Parameter]:
         """Parameters that weight decay must leave alone: it would shrink the penalty by itself."""
         return [self.alpha, self.beta]
 
+    def _gap(self, batch: Comparison) -> Tensor:
+        both = torch.stack([modality.margin for modality in batch.modalities])
+        both = both.masked_fill(both.isnan().any(dim=0), 0)  # what is not there does not lag behind
+        strong, weak = both.amax(0), both.amin(0)
+        return (strong.detach() if self.stop_gradient else strong) - weak
 
-class CRTR(nn.Module):
+    def _penalty(self, batch: Comparison) -> Tensor:
+        gap = self._gap(batch)
+        alpha, beta = self.alpha.clamp(min=0).to(gap.dtype), self.beta.clamp(min=0).to(gap.dtype)
+        pull = alpha * gap
+        weight = 1 + beta * torch.logaddexp(pull, torch.zeros_like(pull))
+        if self.kind == "adaptive":
+            return weight
+        judged = batch.negatives.any(dim=1)
+        if self.kind == "constant" and bool(judged.any()):
+            weight = weight[judged].mean().expand_as(weight)
+        return weight.detach()
+
+
+class CRTR(Objective):
     """Cross-modal Relational Topology Regularization (Eqs. 11-13).
 
     Each modality ranks all N targets for each user; the two distributions are pulled together by the mean of
@@ -152,22 +260,37 @@ class CRTR(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, query: Views, target: Views, negatives: Tensor | None = None, positive: Tensor | None = None
+        self,
+        query: Views,
+        target: Views,
+        negatives: Tensor | None = None,
+        positive: Tensor | None = None,
+        log_q: Tensor | None = None,
     ) -> Tensor:
         """Loss, a scalar >= 0."""
-        sides = [_modalities(query, "query"), _modalities(target, "target")]
-        users, items = (text.any(dim=1) & image.any(dim=1) for text, image in sides)
+        if negatives is None:
+            negatives = torch.zeros(len(query.fused), len(target.fused), dtype=torch.bool, device=query.fused.device)
+        return super().forward(query, target, negatives, positive, log_q)
+
+    def compute(self, batch: Comparison) -> Terms:
+        """The loss, which is its one figure."""
+        loss = self._loss(*batch.modalities)
+        return Terms(loss, {"crtr": loss.detach()})
+
+    def _loss(self, text: Modality, image: Modality) -> Tensor:
+        users = text.query.any(dim=1) & image.query.any(dim=1)
+        items = text.target.any(dim=1) & image.target.any(dim=1)
         if not bool(users.any() & items.any()):
-            return (sides[0][0].sum() + sides[0][1].sum()) * 0
-        text, image = (
-            log_softmax(_cosine(z[users], e[items]) / self.temperature, dim=-1) for z, e in zip(*sides, strict=True)
+            return (text.query.sum() + image.query.sum()) * 0
+        of_text, of_image = (
+            log_softmax(modality.cosines[users][:, items] / self.temperature, dim=-1) for modality in (text, image)
         )
-        forward = kl_div(image, text, reduction="batchmean", log_target=True)
-        backward = kl_div(text, image, reduction="batchmean", log_target=True)
+        forward = kl_div(of_image, of_text, reduction="batchmean", log_target=True)
+        backward = kl_div(of_text, of_image, reduction="batchmean", log_target=True)
         return (forward + backward) / 2
 
 
-class VLM2RecLoss(nn.Module):
+class VLM2RecLoss(Objective):
     """`wpcl + weight * crtr` (Eq. 14); `weight * crtr` where `wpcl` is None (Table 5, "w/o WPCL")."""
 
     def __init__(self, wpcl: WPCL | None, crtr: CRTR, weight: float) -> None:
@@ -176,45 +299,34 @@ class VLM2RecLoss(nn.Module):
         self.crtr = crtr
         self.weight = weight
 
-    def forward(
-        self,
-        query: Views,
-        target: Views,
-        negatives: Tensor,
-        positive: Tensor | None = None,
-        log_q: Tensor | None = None,
-    ) -> Tensor:
-        """Loss, a scalar."""
-        crtr: Tensor = self.weight * self.crtr(query, target)
-        return crtr if self.wpcl is None else self.wpcl(query, target, negatives, positive, log_q) + crtr
+    def compute(self, batch: Comparison) -> Terms:
+        """The loss, and the figures of both parts."""
+        crtr = self.crtr.compute(batch)
+        if self.wpcl is None:
+            return Terms(self.weight * crtr.loss, crtr.figures)
+        wpcl = self.wpcl.compute(batch)
+        return Terms(wpcl.loss + self.weight * crtr.loss, {**crtr.figures, **wpcl.figures})
 
 
-class EachModality(nn.Module):
+class EachModality(Objective):
     """`objective + weight * (InfoNCE on text + InfoNCE on pictures)`, both sides of one modality.
 
     A control that is not in the paper: it asks of each modality to be of use alone, and knows nothing of which is weak.
     """
 
-    def __init__(self, objective: InfoNCE | WPCL | VLM2RecLoss, temperature: float, weight: float) -> None:
+    def __init__(self, objective: Objective, temperature: float, weight: float) -> None:
         super().__init__()
         self.objective = objective
-        self.alone = InfoNCE(temperature)
+        self.temperature = temperature
         self.weight = weight
 
-    def forward(
-        self,
-        query: Views,
-        target: Views,
-        negatives: Tensor,
-        positive: Tensor | None = None,
-        log_q: Tensor | None = None,
-    ) -> Tensor:
-        """Loss, a scalar."""
-        value: Tensor = self.objective(query, target, negatives, positive, log_q)
-        for z, e in zip(_modalities(query, "query"), _modalities(target, "target"), strict=True):
-            among = comparable(z, e, negatives, positive)
-            value = value + self.weight * self.alone(Views(z), Views(e), among, positive, log_q)
-        return value
+    def compute(self, batch: Comparison) -> Terms:
+        """The loss, and the figures of what it is added to."""
+        loss, figures = self.objective.compute(batch)
+        for modality in batch.modalities:
+            alone = _contrast(modality.cosines, modality.negatives, batch.own, self.temperature, batch.log_q)
+            loss = loss + self.weight * alone
+        return Terms(loss, figures)
 
 
 def comparable(query: Tensor, target: Tensor, negatives: Tensor, positive: Tensor | None = None) -> Tensor:
@@ -227,26 +339,21 @@ def comparable(query: Tensor, target: Tensor, negatives: Tensor, positive: Tenso
     return negatives & there & judged[:, None]
 
 
-Objective = InfoNCE | WPCL | VLM2RecLoss | EachModality
-
-
 def _contrast(
-    query: Views,
-    target: Views,
+    cosines: Tensor,
     negatives: Tensor,
-    positive: Tensor | None,
+    own: Tensor,
     temperature: float,
-    penalty: Tensor | None,
     log_q: Tensor | None,
+    penalty: Tensor | None = None,
 ) -> Tensor:
-    logits = _cosine(query.fused, target.fused) / temperature  # (B, N)
-    _check_shapes(logits, negatives, positive)
+    """InfoNCE of cosines `(B, N)`; a user's negatives weigh `penalty` `(B,)`."""
+    logits = cosines / temperature
     if log_q is not None:
         logits = logits - log_q.to(logits)
     rows = negatives.any(dim=1)
     if not bool(rows.any()):
         return logits.sum() * 0
-    own = _own(positive, negatives)
     # Rows without a negative go first: the logsumexp of nothing has no gradient.
     logits, negatives, own = logits[rows], negatives[rows], own[rows]
     against = logits.masked_fill(~negatives, -torch.inf).logsumexp(dim=1)
@@ -254,15 +361,6 @@ def _contrast(
         against = against + penalty[rows].log()
     towards = logits.gather(1, own[:, None])[:, 0]
     return (torch.logaddexp(towards, against) - towards).mean()
-
-
-def _margin(query: Tensor, target: Tensor, negatives: Tensor, own: Tensor) -> Tensor:
-    cosine = _cosine(query, target)
-    _check_shapes(cosine, negatives, own)
-    among = comparable(query, target, negatives, own)
-    towards = cosine.gather(1, own[:, None])[:, 0]
-    against = (cosine * among).sum(1) / among.sum(1).clamp(min=1)
-    return (towards - against).masked_fill(negatives.any(dim=1) & ~among.any(dim=1), torch.nan)
 
 
 def _cosine(query: Tensor, target: Tensor) -> Tensor:
@@ -275,10 +373,9 @@ def _unit(vectors: Tensor) -> Tensor:
     return normalize(wide, dim=-1, eps=1e-12)
 
 
-def _check_shapes(cosine: Tensor, negatives: Tensor, positive: Tensor | None) -> None:
-    """Raise InputError unless negatives `(B, N)` and positive `(B,)` go with the cosines `(B, N)`: else they spread."""
-    users, items = cosine.shape
-    if negatives.shape != cosine.shape or negatives.dtype != torch.bool:
+def _check_shapes(users: int, items: int, negatives: Tensor, positive: Tensor | None) -> None:
+    """Raise InputError unless negatives `(B, N)` and positive `(B,)` fit B queries and N targets: else they spread."""
+    if negatives.shape != (users, items) or negatives.dtype != torch.bool:
         raise InputError(
             f"negatives are {tuple(negatives.shape)} of {negatives.dtype}; give ({users}, {items}) of torch.bool, a row"
             " a query and a column a target"

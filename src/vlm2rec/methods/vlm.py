@@ -29,7 +29,7 @@ from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.base import ADAPTED, TABLES, Embedder, asked_histories, need_pictures, validation_users
 from vlm2rec.methods.probes import build_probe
-from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, Views, VLM2RecLoss
+from vlm2rec.objectives import CRTR, WPCL, EachModality, InfoNCE, Objective, VLM2RecLoss
 from vlm2rec.process import rank, world
 from vlm2rec.runs import Run, locked, replacing, write_json
 from vlm2rec.tasks import Cosine, Scorer, metrics_of, rank_users
@@ -266,9 +266,6 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
     """One batch's gradients and figures, for `fit`."""
     part, embed = config.training.micro_batch, evenly(encoder, encoder.backbone)
     prompts_a_sample = 2 * len(encoder.passes)
-    # Margins and the gap are logged for SFT too: they are how a collapse is seen while it happens.
-    core = objective.objective if isinstance(objective, EachModality) else objective
-    probe = (core.wpcl if isinstance(core, VLM2RecLoss) else None) or WPCL(config.objective.temperature)
 
     def step(k: int, backward: Callable[[Tensor], None]) -> Mapping[str, float]:
         batch = samples.batch(k)
@@ -287,9 +284,9 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
         def loss(vectors: Tensor) -> Tensor:
             query = encoder.assemble(vectors[:queries], there[0])
             target = encoder.assemble(vectors[queries:], there[1])
-            value: Tensor = objective(query, target, negatives, positive, log_q)
-            seen.update(_figures(core, probe, query, target, negatives, positive), loss=value.detach())
-            return value
+            found = objective.terms(query, target, negatives, positive, log_q)
+            seen.update(found.figures, loss=found.loss.detach())
+            return found.loss
 
         trained = [p for each in (encoder, objective) for p in each.parameters() if p.requires_grad]
         most = None if part is None else part * prompts_a_sample
@@ -300,31 +297,6 @@ def training_step(samples: Samples, split: Split, encoder: Encoder, objective: O
         return {**logged, "loss": numbers[-1], "samples": float(len(batch.histories))}
 
     return step
-
-
-@torch.no_grad()
-def _figures(
-    objective: Objective, probe: WPCL, query: Views, target: Views, negatives: Tensor, positive: Tensor
-) -> dict[str, Tensor]:
-    """What `metrics.jsonl` says of one batch, apart from the loss; NaN where a batch has no such thing."""
-    found: dict[str, Tensor] = {}
-    if query.text is not None and query.image is not None:
-        text, image = probe.margins(query, target, negatives, positive)
-        lengths = [view.float().norm(dim=1) for view in (query.text, query.image)]
-        ratios = (lengths[0] / lengths[1])[(lengths[0] > 0) & (lengths[1] > 0)]
-        found = {
-            "margin_text": text.nanmean(),
-            "margin_image": image.nanmean(),
-            "gap": probe.gap(query, target, negatives, positive).mean(),
-            "norm_ratio": ratios.mean(),
-        }
-    if isinstance(objective, VLM2RecLoss):
-        found["crtr"] = objective.crtr(query, target)
-        if objective.wpcl is not None:
-            found["penalty"] = objective.wpcl.penalty(query, target, negatives, positive).mean()
-            found["alpha"], found["beta"] = objective.wpcl.alpha, objective.wpcl.beta
-            found["wpcl"] = objective.wpcl(query, target, negatives, positive)
-    return {name: value.detach() for name, value in found.items()}
 
 
 def _validate(run: Run, split: Split, encoder: Encoder, users: np.ndarray) -> Callable[[int], Mapping[str, float]]:
