@@ -428,14 +428,14 @@ def test_killed_by_the_system_and_continued(
     folder, file = tmp_path / "run", write_config(tmp_path / "config.toml", config)
     code = f"""
 import os, signal, sys
-from vlm2rec.methods import vlm
-figures, calls = vlm._figures, []
+from vlm2rec.objectives import Objective
+terms, calls = Objective.terms, []
 def dying(*given):
     calls.append(given)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return figures(*given)
-vlm._figures = dying
+    return terms(*given)
+Objective.terms = dying
 sys.argv = ["vlm2rec", "run", {str(file)!r}, "--out", {str(folder)!r}]
 from vlm2rec.cli import main
 main()
