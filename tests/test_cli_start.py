@@ -62,6 +62,11 @@ def test_help_brings_nothing_heavy(arguments: list[str]) -> None:
     assert names == []
 
 
+def test_a_config_to_start_from_brings_no_torch(tmp_path: Path) -> None:
+    names, _ = loaded(HELP.format(argv=["vlm2rec", "init", str(tmp_path / "c.toml")]))
+    assert (tmp_path / "c.toml").is_file() and "torch" not in names
+
+
 def test_modules_without_torch_stay_without() -> None:
     """The linter checks our own imports; this also sees what other packages pull in."""
     modules = (

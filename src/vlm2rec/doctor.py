@@ -1,12 +1,9 @@
 """What this machine is, and what a configuration would ask of it."""
 
-import json
 import platform
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +18,6 @@ from vlm2rec.encode import embed
 from vlm2rec.encoder import Encoder
 from vlm2rec.errors import InputError
 from vlm2rec.methods.reading import BY_BACKBONE, english, readers, reading, unreadable, without_hours
-from vlm2rec.runs import write_text
 from vlm2rec.training.loop import memory_gib
 
 LOOKED_AT, JUDGED = 64, 32
@@ -54,42 +50,6 @@ def examine(config: Config | None) -> str:
         return "\n".join(lines)
     encoder = Encoder.build(config.backbone, config.prompt)
     return "\n".join([*lines, *_fit(config, encoder), *_plan(config, encoder)])
-
-
-def write_config(out: Path, data: Path | None = None) -> str:
-    """Write a commented configuration to start from; what to read before it is run, empty without a data set.
-
-    Args:
-        out: the file.
-        data: a prepared data set, which the file will name.
-
-    Raises:
-        InputError: `out` is there already, or `data` is no data set.
-    """
-    if out.exists():
-        raise InputError(f"{out}: exists already; give another name")
-    text = files("vlm2rec").joinpath("template.toml").read_text(encoding="utf-8")
-    said = []
-    if data is not None:
-        dataset = Dataset.load(data)
-        text = text.replace('path = "data/mine" ', f"path = {json.dumps(str(data))} ")
-        if not any(dataset.pictures.digests):
-            said.append(
-                'the data set has no pictures: the file says prompt.modalities = "text" and method.kind = "sft"'
-            )
-            text = text.replace(
-                '# modalities = "both"   # or "text", "image"', 'modalities = "text"     # no pictures here'
-            )
-            text = text.replace('kind = "vlm2rec"        #', 'kind = "sft"            #')
-        if not torch.cuda.is_available():
-            said += [
-                "this machine has no GPU, and the file's backbone needs one",
-                "",
-                alternatives_text(Split(dataset)),
-            ]
-        said.append(f"`vlm2rec doctor {out}` tells whether the backbone can read these titles")
-    write_text(out, text)
-    return "\n".join(said)
 
 
 def _fit(config: Config, encoder: Encoder) -> list[str]:

@@ -350,7 +350,7 @@ def init(
     """Write a commented configuration to start from."""
     if data is not None:
         check_dataset(data)
-    from vlm2rec.doctor import write_config
+    from vlm2rec.template import write_config
 
     said = write_config(out, data)
     if said:
